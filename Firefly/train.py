@@ -1,0 +1,183 @@
+"""Fine-tune a causal language model from a JSON of training arguments: full, LoRA or QLoRA.
+
+    cd Firefly && python train.py --train_args_file train_args/sft/qlora/minicpm4-0.5b-sft-qlora.json
+
+Any key of the JSON can be overridden: ``--learning_rate 1e-4 --output_dir output/trial``. Writes to output_dir: the
+model or adapter, its tokenizer with the chat template, train.log, train_args.json, train_results.json,
+trainer_state.json, and TensorBoard runs.
+"""
+
+import argparse
+import functools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from component.errors import UserError, exit_cleanly
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="按 JSON 里的训练参数微调模型（全参、LoRA、QLoRA）。",
+        epilog="JSON 里的任何键都可以在命令行改：--键 值，例如 --learning_rate 1e-4 --output_dir output/trial",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--train_args_file", required=True, help="训练参数 JSON，例如 train_args/sft/qlora/minicpm4-0.5b-sft-qlora.json")
+    parser.add_argument("--local_rank", type=int, default=-1, help="由 deepspeed 启动器填写，不必手写")
+    return parser
+
+
+def prepare_output(custom: Any, args: Any) -> None:
+    """Make output_dir. A folder with files in it is left alone unless the run resumes or overwriting was asked for."""
+    folder = Path(args.output_dir)
+    trial_files = {"runs", "train.log", "train_args.json"}  # what a run that failed before its first step leaves
+    used = folder.is_dir() and any(p.name not in trial_files for p in folder.iterdir())
+    if used and not custom.overwrite_output_dir and not custom.resume_from_checkpoint_path:
+        raise UserError(
+            f"output_dir={folder}：目录里已有文件，为免覆盖没有开始训练。续训请加 --resume_from_checkpoint_path {folder}，"
+            "重新训练请换一个 output_dir，确要覆盖请加 --overwrite_output_dir true。"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def load_data(custom: Any, args: Any, tokenizer: Any) -> tuple[Any, Any]:
+    """Return (train, eval or None) token datasets; refuses when training and inference would see different prompts."""
+    from component.dataset import read_conversations, split_off, tokenize
+    from component.prompt import check_one_prompt
+    from component.utils import logger
+
+    train, held_out = read_conversations(custom.train_file), None
+    if custom.eval_file:
+        held_out = read_conversations(custom.eval_file)
+    elif custom.eval_ratio:
+        train, held_out = split_off(train, custom.eval_ratio, args.seed)
+    several = sorted(train.messages, key=len)[-8:]  # the most turns are the likeliest to differ
+    try:
+        compared = check_one_prompt(tokenizer, train.messages[:24] + several)
+    except ValueError as error:
+        raise UserError(f"template_name={custom.template_name}：{error}。") from None
+    logger.info(f"训练与推理的提示逐 token 一致（核对了 {compared} 个回答）")
+    sets = [
+        tokenize(data, tokenizer, custom.max_seq_length, custom.tokenize_num_workers, logger.warning) if data else None
+        for data in (train, held_out)
+    ]
+    for name, data in zip(("训练集", "评测集"), sets, strict=True):
+        if data:
+            all_tokens, target_tokens = data.count_tokens()
+            logger.info(f"{name} {len(data)} 条，{all_tokens} 个 token，其中有损失的 {target_tokens} 个")
+    return sets[0], sets[1]
+
+
+def build_trainer(custom: Any, args: Any) -> Any:
+    """Load tokenizer, data and model, cheapest first, so that bad input is answered before the model loads."""
+    from component.checkpoint import load_tokenizer
+    from component.collator import pad_batch
+    from component.loss import install_target_loss
+    from component.model import load_for_training
+    from component.template import use_template
+    from component.trainer import SaveOnInterrupt, SFTTrainer
+    from component.utils import logger
+    from transformers import set_seed
+
+    tokenizer = load_tokenizer(custom.model_name_or_path, trust_remote_code=custom.trust_remote_code)
+    stop_word = use_template(tokenizer, custom.template_name)
+    train_data, eval_data = load_data(custom, args, tokenizer)
+    set_seed(args.seed)
+    model = load_for_training(custom, args)
+    if not install_target_loss(model):
+        logger.warning(f"{model.config.model_type}：没有只算目标 token 的快速损失，改算完整 logits，结果相同但更占内存。")
+    return SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        data_collator=functools.partial(pad_batch, pad_token_id=tokenizer.pad_token_id),
+        callbacks=[SaveOnInterrupt()],
+        tokenizer=tokenizer,
+        stop_ids=stop_token_ids(tokenizer, model, stop_word),
+    )
+
+
+def stop_token_ids(tokenizer: Any, model: Any, stop_word: str | None) -> list[int]:
+    """What the base model stopped on, the tokenizer's EOS and the template's stop word, for generation_config.json."""
+    base = model.generation_config.eos_token_id
+    ids = [] if base is None else [base] if isinstance(base, int) else list(base)
+    ids += [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(stop_word) if stop_word else None]
+    return list(dict.fromkeys(i for i in ids if i is not None))
+
+
+def run(trainer: Any, custom: Any, args: Any) -> dict[str, Any]:
+    """Train, save, evaluate. Returns what goes to train_results.json."""
+    from component.trainer import SaveOnInterrupt, find_checkpoint, refuse_finished
+    from component.utils import logger, peak_memory_gib
+
+    checkpoint = None
+    if custom.resume_from_checkpoint_path:
+        checkpoint = find_checkpoint(custom.resume_from_checkpoint_path)
+        refuse_finished(trainer, checkpoint)
+        logger.info(f"从 {checkpoint} 继续训练")
+    interrupt = next(c for c in trainer.callback_handler.callbacks if isinstance(c, SaveOnInterrupt))
+    started = time.monotonic()
+    try:
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        interrupt.restore()
+    if interrupt.interrupted:
+        raise KeyboardInterrupt
+    seconds = time.monotonic() - started
+    data = trainer.train_dataset
+    all_tokens, target_tokens = data.count_tokens()
+    epochs = trainer.state.epoch or 0
+    metrics = {
+        **result.metrics,
+        "train_records": len(data),
+        "dropped": dict(data.dropped),
+        "truncated": data.n_truncated,
+        "train_tokens_per_second": round(all_tokens * epochs / seconds, 1),
+        "train_target_tokens_per_second": round(target_tokens * epochs / seconds, 1),
+        **peak_memory_gib(),
+    }
+    trainer.save_model(args.output_dir)
+    trainer.save_state()
+    if trainer.eval_dataset:
+        metrics |= trainer.evaluate()
+    return metrics
+
+
+@exit_cleanly
+def main(argv: list[str] | None = None) -> int:
+    known, overrides = build_parser().parse_known_args(argv)
+    from component.utils import is_main_process, quiet_libraries, setup_logging
+
+    quiet_libraries()
+    from component.argument import build_arguments, fit_to_machine, read_train_args
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    values, notices = read_train_args(known.train_args_file, overrides)
+    notices += fit_to_machine(values)
+    custom, args = build_arguments(values, known.train_args_file)
+    if custom.task_type != "sft":
+        raise UserError(f"task_type={custom.task_type}：目前只能训练 sft，请改为 sft。")
+    if custom.use_unsloth:
+        notices.append("use_unsloth=true：当前版本不用 unsloth，按普通方式训练。")
+    if is_main_process():
+        prepare_output(custom, args)
+    logger = setup_logging(args.output_dir, is_main_process())
+    for notice in notices:
+        logger.warning(notice)
+    trainer = build_trainer(custom, args)
+    if is_main_process():
+        path = Path(args.output_dir) / "train_args.json"
+        path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    metrics = run(trainer, custom, args)
+    if is_main_process():
+        trainer.save_metrics("train", metrics, combined=False)  # train_results.json
+        logger.info(f"完成：{json.dumps(metrics, ensure_ascii=False)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
