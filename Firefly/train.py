@@ -25,7 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="JSON 里的任何键都可以在命令行改：--键 值，例如 --learning_rate 1e-4 --output_dir output/trial",
         allow_abbrev=False,
     )
-    parser.add_argument("--train_args_file", required=True, help="训练参数 JSON，例如 train_args/sft/qlora/minicpm4-0.5b-sft-qlora.json")
+    parser.add_argument(
+        "--train_args_file", required=True, help="训练参数 JSON，例如 train_args/sft/qlora/minicpm4-0.5b-sft-qlora.json"
+    )
     parser.add_argument("--local_rank", type=int, default=-1, help="由 deepspeed 启动器填写，不必手写")
     return parser
 
@@ -88,7 +90,9 @@ def build_trainer(custom: Any, args: Any) -> Any:
     set_seed(args.seed)
     model = load_for_training(custom, args)
     if not install_target_loss(model):
-        logger.warning(f"{model.config.model_type}：没有只算目标 token 的快速损失，改算完整 logits，结果相同但更占内存。")
+        logger.warning(
+            f"{model.config.model_type}：没有只算目标 token 的快速损失，改算完整 logits，结果相同但更占内存。"
+        )
     return SFTTrainer(
         model=model,
         args=args,

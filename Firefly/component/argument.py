@@ -17,9 +17,13 @@ class CustomizedArguments:
     train_file: str = field(metadata={"help": "conversation JSONL to train on"})
     model_name_or_path: str = field(metadata={"help": "local folder, or a hub id"})
     max_seq_length: int = field(default=1024, metadata={"help": "tokens; longer records are cut at the end"})
-    template_name: str = field(default="auto", metadata={"help": "see component/template.py; auto: the tokenizer's own"})
+    template_name: str = field(
+        default="auto", metadata={"help": "see component/template.py; auto: the tokenizer's own"}
+    )
     eval_file: str | None = field(default=None, metadata={"help": "conversation JSONL for held-out loss"})
-    eval_ratio: float = field(default=0.0, metadata={"help": "share of train_file split off when there is no eval_file"})
+    eval_ratio: float = field(
+        default=0.0, metadata={"help": "share of train_file split off when there is no eval_file"}
+    )
     max_prompt_length: int = field(default=512, metadata={"help": "dpo: tokens"})
     beta: float = field(default=0.1, metadata={"help": "dpo: KL strength"})
     tokenize_num_workers: int = field(default=10, metadata={"help": "processes that render and tokenise"})
@@ -56,7 +60,9 @@ def read_train_args(path: str, overrides: list[str] = ()) -> tuple[dict[str, Any
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: 不是合法的 JSON（{error.msg}，第 {error.colno} 列），请检查逗号与引号。") from None
+        raise UserError(
+            f"{path}:{error.lineno}: 不是合法的 JSON（{error.msg}，第 {error.colno} 列），请检查逗号与引号。"
+        ) from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: 不是 UTF-8 文本，请另存为 UTF-8 编码。") from None
     if not isinstance(values, dict):
@@ -76,7 +82,9 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             values[key.removeprefix("--")] = value
     if len(words) % 2 or not all(key.startswith("--") for key in words[::2]):
-        raise UserError(f"命令行 {' '.join(words)!r} 不成对：要改 JSON 里的值，请写成 --键 值，例如 --learning_rate 1e-4。")
+        raise UserError(
+            f"命令行 {' '.join(words)!r} 不成对：要改 JSON 里的值，请写成 --键 值，例如 --learning_rate 1e-4。"
+        )
     return values
 
 
@@ -136,7 +144,9 @@ def check_keys(values: dict[str, Any], path: str) -> None:
     if not 0 <= values.get("eval_ratio", 0) < 1:
         raise UserError(f"{path}: eval_ratio={values['eval_ratio']!r} 应在 0 与 1 之间，例如 0.05。")
     if values.get("eval_strategy", "no") != "no" and not values.get("eval_file") and not values.get("eval_ratio"):
-        raise UserError(f"{path}: eval_strategy={values['eval_strategy']!r}，但没有评测数据：请给 eval_file 或 eval_ratio。")
+        raise UserError(
+            f"{path}: eval_strategy={values['eval_strategy']!r}，但没有评测数据：请给 eval_file 或 eval_ratio。"
+        )
 
 
 def fit_to_machine(values: dict[str, Any]) -> list[str]:
@@ -157,7 +167,9 @@ def fit_to_machine(values: dict[str, Any]) -> list[str]:
         values.update(bf16=False, fp16=True)
         notices.append(f"{torch.cuda.get_device_name()} 不支持 bf16，改用 fp16。")
     if values.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
-        raise UserError("deepspeed 没有安装：请先 pip install deepspeed，或从 JSON 里删去 deepspeed 一行（单卡不需要它）。")
+        raise UserError(
+            "deepspeed 没有安装：请先 pip install deepspeed，或从 JSON 里删去 deepspeed 一行（单卡不需要它）。"
+        )
     return notices
 
 

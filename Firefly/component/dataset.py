@@ -33,7 +33,9 @@ class Conversations:
 class TokenDataset(torch.utils.data.Dataset):
     """input_ids and labels, (seq_len,) int32 arrays each; ``dropped`` counts the records left out, by reason."""
 
-    def __init__(self, rows: list[tuple[np.ndarray, np.ndarray]], category: list[str], dropped: Counter, n_truncated: int):
+    def __init__(
+        self, rows: list[tuple[np.ndarray, np.ndarray]], category: list[str], dropped: Counter, n_truncated: int
+    ):
         self.rows, self.category, self.dropped, self.n_truncated = rows, category, dropped, n_truncated
 
     def __len__(self) -> int:
@@ -66,7 +68,11 @@ def read_conversations(path: str) -> Conversations:
             except UnicodeDecodeError:
                 raise UserError(f"{where}: 不是 UTF-8 文本（可能是 GBK 或二进制文件），请先转成 UTF-8。") from None
             except json.JSONDecodeError as error:
-                hint = "文件像是 JSON 数组，请转成一行一条的 JSONL" if line.lstrip().startswith(b"[") else "请删去或改正这一行"
+                hint = (
+                    "文件像是 JSON 数组，请转成一行一条的 JSONL"
+                    if line.lstrip().startswith(b"[")
+                    else "请删去或改正这一行"
+                )
                 raise UserError(f"{where}: 不是合法的 JSON（{error.msg}，第 {error.colno} 列），{hint}。") from None
             if not isinstance(record, dict):
                 raise UserError(f"{where}: 每行应是一个 JSON 对象，实际是 {type(record).__name__}。")
@@ -86,7 +92,9 @@ def split_off(data: Conversations, ratio: float, seed: int) -> tuple[Conversatio
     """Split ``ratio`` of the records off at random, at least one; both parts keep the file's order."""
     n_eval = max(1, round(len(data) * ratio))
     if n_eval >= len(data):
-        raise UserError(f"eval_ratio={ratio}：共 {len(data)} 条，分出 {n_eval} 条后没有剩下训练数据，请调小或补充数据。")
+        raise UserError(
+            f"eval_ratio={ratio}：共 {len(data)} 条，分出 {n_eval} 条后没有剩下训练数据，请调小或补充数据。"
+        )
     chosen = set(np.random.default_rng(seed).choice(len(data), n_eval, replace=False).tolist())
 
     def pick(keep: bool) -> Conversations:
@@ -96,7 +104,9 @@ def split_off(data: Conversations, ratio: float, seed: int) -> tuple[Conversatio
     return pick(False), pick(True)
 
 
-def tokenize(data: Conversations, tokenizer: Any, max_seq_length: int, num_workers: int = 1, say: Any = None) -> TokenDataset:
+def tokenize(
+    data: Conversations, tokenizer: Any, max_seq_length: int, num_workers: int = 1, say: Any = None
+) -> TokenDataset:
     """Tokenise, cut at ``max_seq_length`` tokens, and leave out records that would train on nothing.
 
     Raises:
@@ -119,7 +129,9 @@ def tokenize(data: Conversations, tokenizer: Any, max_seq_length: int, num_worke
     if lost:
         say(f"{len(lost)} 条截断后没有可训练的回答，已剔除：{'、'.join(lost[:5])}{' 等' if len(lost) > 5 else ''}。")
     if not rows:
-        raise UserError(f"{data.where[0]} 等 {len(data)} 条都在截断后没有回答可训练，请调大 max_seq_length（现为 {max_seq_length}）。")
+        raise UserError(
+            f"{data.where[0]} 等 {len(data)} 条都在截断后没有回答可训练，请调大 max_seq_length（现为 {max_seq_length}）。"
+        )
     return TokenDataset(rows, category, Counter(no_target_after_truncation=len(lost)), n_truncated)
 
 
@@ -147,7 +159,9 @@ def _encode_chunk(chunk: tuple[list[Messages], list[str], Any]) -> list[tuple[np
     try:
         encoded = encode_conversations(tokenizer, conversations)
     except Exception:
-        encoded = [_encode_one(tokenizer, messages, place) for messages, place in zip(conversations, where, strict=True)]
+        encoded = [
+            _encode_one(tokenizer, messages, place) for messages, place in zip(conversations, where, strict=True)
+        ]
     return [(np.asarray(ids, np.int32), np.asarray(labels, np.int32)) for ids, labels in encoded]
 
 

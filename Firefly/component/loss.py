@@ -41,7 +41,9 @@ def chunked_cross_entropy(
     if targets.numel() == 0:  # keeps the graph whole, so that DDP ranks without targets still take part
         return hidden.sum() * 0.0
     if targets.numel() <= chunk_tokens or not torch.is_grad_enabled():
-        return sum(chunk_loss(h, t) for h, t in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True))
+        return sum(
+            chunk_loss(h, t) for h, t in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+        )
     return sum(
         checkpoint(chunk_loss, h, t, use_reentrant=False)
         for h, t in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
@@ -61,7 +63,9 @@ def install_target_loss(model: torch.nn.Module, chunk_tokens: int = 1024) -> boo
     original = base.forward
     known = LOGITS_SCALE.get(base.config.model_type)
 
-    def forward(self: Any, *args: Any, labels: torch.Tensor | None = None, num_items_in_batch: Any = None, **kwargs: Any):
+    def forward(
+        self: Any, *args: Any, labels: torch.Tensor | None = None, num_items_in_batch: Any = None, **kwargs: Any
+    ):
         if labels is None:
             return original(*args, **kwargs)
         kwargs["use_cache"] = False

@@ -19,17 +19,21 @@ Messages = list[dict[str, str]]
 def record_to_messages(record: dict[str, Any]) -> Messages:
     """Turn a conversation record (docs/FORMATS.md), or one with OpenAI ``messages``, into messages.
 
+    White space around a message is no content: a leading line break would also merge into the prompt's last token.
+
     Raises:
         ValueError: with a Chinese reason, when the record has another shape. The caller knows file and line.
     """
     if "messages" in record:
         messages = record["messages"]
-        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-            raise ValueError("messages 应是 [{role, content}, ...]")
+        if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+            raise ValueError("messages 应是非空的 [{role, content}, ...]")
     else:
         turns = record.get("conversation")
         if not isinstance(turns, list) or not turns:
-            raise ValueError("缺少 conversation 字段，应是非空的 [{human, assistant}, ...]；ChatML 文件请先用 chatml2conversation.py 转换")
+            raise ValueError(
+                "缺少 conversation 字段，应是非空的 [{human, assistant}, ...]；ChatML 文件请先用 chatml2conversation.py 转换"
+            )
         messages = [{"role": "system", "content": record["system"]}] if record.get("system") else []
         for turn in turns:
             if not isinstance(turn, dict) or "human" not in turn or "assistant" not in turn:
@@ -41,7 +45,7 @@ def record_to_messages(record: dict[str, Any]) -> Messages:
             raise ValueError(f"角色 {message.get('role')!r} 不认识，应是 system、user 或 assistant")
         if not isinstance(message.get("content"), str):
             raise ValueError(f"{message['role']} 的内容应是字符串，实际是 {type(message.get('content')).__name__}")
-    return messages
+    return [{"role": message["role"], "content": message["content"].strip()} for message in messages]
 
 
 def render(tokenizer: Any, messages: Messages, add_generation_prompt: bool) -> str:
@@ -79,7 +83,9 @@ def target_spans(tokenizer: Any, messages: Messages) -> tuple[str, list[tuple[in
             continue
         prompt = render(tokenizer, messages[:k], add_generation_prompt=True)
         if not text.startswith(prompt):
-            raise ValueError(f"对话模板第 {k + 1} 条消息的提示不是整段对话的前缀，无法确定回答的位置；请换 template_name")
+            raise ValueError(
+                f"对话模板第 {k + 1} 条消息的提示不是整段对话的前缀，无法确定回答的位置；请换 template_name"
+            )
         start = len(prompt)
         answer = message["content"].strip()
         found = text.find(answer, start)
@@ -147,7 +153,11 @@ def check_one_prompt(tokenizer: Any, conversations: list[Messages]) -> int:
                         f"{where}：训练与推理的提示从第 {i + 1} 个 token 起不同：训练是 {_show(tokenizer, training_id)}，"
                         f"推理是 {_show(tokenizer, inference_id)}。请换 template_name，或改用词表里有该模板特殊符号的分词器。"
                     )
-            if len(prompt) >= len(ids) or labels[len(prompt)] == IGNORE_INDEX or labels[len(prompt) - 1] != IGNORE_INDEX:
+            if (
+                len(prompt) >= len(ids)
+                or labels[len(prompt)] == IGNORE_INDEX
+                or labels[len(prompt) - 1] != IGNORE_INDEX
+            ):
                 raise UserError(
                     f"{where}：损失没有从回答的第一个 token（第 {len(prompt) + 1} 个）开始，"
                     "分词器把提示的末尾与回答的开头合成了一个 token；请换 template_name。"

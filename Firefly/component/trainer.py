@@ -50,7 +50,10 @@ class SFTTrainer(Trainer):
             n_samples += len(inputs["labels"])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-        metrics = {f"{metric_key_prefix}_loss": total / max(count, 1.0), f"{metric_key_prefix}_target_tokens": int(count)}
+        metrics = {
+            f"{metric_key_prefix}_loss": total / max(count, 1.0),
+            f"{metric_key_prefix}_target_tokens": int(count),
+        }
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=n_samples)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

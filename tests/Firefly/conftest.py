@@ -9,12 +9,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-QUESTIONS = ["校训是什么？", "学校有几个校区？", "你是谁？", "图书馆几点开门？", "怎么申请助学金？", "冬天怎么保暖？", "怎样选课？", "食堂好吃吗？"]
+QUESTIONS = [
+    "校训是什么？",
+    "学校有几个校区？",
+    "你是谁？",
+    "图书馆几点开门？",
+    "怎么申请助学金？",
+    "冬天怎么保暖？",
+    "怎样选课？",
+    "食堂好吃吗？",
+]
 
 
 def conversation(i: int, turns: int = 1, system: str | None = "你是校园助手。") -> dict:
     pairs = [
-        {"human": QUESTIONS[(i + t) % 8], "assistant": f"这是第{i}条第{t}轮的回答，" + "规格严格，功夫到家。" * (1 + (i + t) % 3)}
+        {
+            "human": QUESTIONS[(i + t) % 8],
+            "assistant": f"这是第{i}条第{t}轮的回答，" + "规格严格，功夫到家。" * (1 + (i + t) % 3),
+        }
         for t in range(turns)
     ]
     return {"conversation_id": i, "category": "HIT", "conversation": pairs} | ({"system": system} if system else {})

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from Firefly.component.checkpoint import load_causal_lm, load_tokenizer
 from Firefly.component.prompt import encode_conversation, record_to_messages
-from safetensors.torch import load_file
 
 from .conftest import ROOT, conversation
 
@@ -26,7 +27,13 @@ def test_lora_run_writes_everything_it_promises(train_main, write_args, tmp_path
     out = tmp_path / "out"
     args = write_args(report_to="tensorboard", eval_ratio=0.25, save_strategy="steps", save_steps=1)
     assert train_main(["--train_args_file", args]) == 0
-    for name in ("train.log", "train_args.json", "train_results.json", "trainer_state.json", "adapter_model.safetensors"):
+    for name in (
+        "train.log",
+        "train_args.json",
+        "train_results.json",
+        "trainer_state.json",
+        "adapter_model.safetensors",
+    ):
         assert (out / name).stat().st_size > 0, name
     assert list((out / "runs").rglob("events*"))
     results = json.loads((out / "train_results.json").read_text())
@@ -34,7 +41,10 @@ def test_lora_run_writes_everything_it_promises(train_main, write_args, tmp_path
     assert 0 < results["eval_loss"] < 20
     tokenizer = load_tokenizer(out)
     assert "bos_token" in tokenizer.chat_template  # the template in use travels with the adapter
-    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+    assert (
+        tokenizer.convert_tokens_to_ids("<|im_end|>")
+        in json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+    )
     assert (out / "checkpoint-1" / "chat_template.jinja").exists()
 
 
@@ -72,7 +82,9 @@ def test_loss_is_the_mean_over_all_target_tokens(train_main, write_args, tmp_pat
         ids, labels = (torch.tensor(x)[None] for x in encode_conversation(tokenizer, record_to_messages(record)))
         with torch.no_grad():
             logits = model(ids).logits
-        total += torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=-100, reduction="sum").item()
+        total += torch.nn.functional.cross_entropy(
+            logits[0, :-1], labels[0, 1:], ignore_index=-100, reduction="sum"
+        ).item()
         count += (labels[0, 1:] != -100).sum().item()
     assert logged(tmp_path / "out", "loss")[0] == pytest.approx(total / count, rel=1e-5)
     assert logged(tmp_path / "out", "eval_loss")[0] == pytest.approx(total / count, rel=1e-5)
@@ -89,7 +101,9 @@ def test_full_run_saves_minicpm_again_and_stage_two_starts_from_it(train_main, w
 
 def test_stage_two_goes_on_with_the_adapter_of_stage_one(train_main, write_args, tmp_path):
     assert train_main(["--train_args_file", write_args(output_dir=str(tmp_path / "s1"))]) == 0
-    args = write_args(output_dir=str(tmp_path / "s2"), adapter_name_or_path=str(tmp_path / "s1"), max_steps=1, learning_rate=0.0)
+    args = write_args(
+        output_dir=str(tmp_path / "s2"), adapter_name_or_path=str(tmp_path / "s1"), max_steps=1, learning_rate=0.0
+    )
     assert train_main(["--train_args_file", args]) == 0
     before, after = (load_file(tmp_path / s / "adapter_model.safetensors") for s in ("s1", "s2"))
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -99,7 +113,14 @@ def test_resume_continues_and_refuses_a_finished_run(train_main, write_args, tmp
     args = write_args(max_steps=4, save_strategy="steps", save_steps=2, output_dir=str(tmp_path / "whole"), seed=7)
     assert train_main(["--train_args_file", args]) == 0
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
-    resume = ["--train_args_file", args, "--output_dir", str(tmp_path / "cut"), "--resume_from_checkpoint_path", str(tmp_path / "cut")]
+    resume = [
+        "--train_args_file",
+        args,
+        "--output_dir",
+        str(tmp_path / "cut"),
+        "--resume_from_checkpoint_path",
+        str(tmp_path / "cut"),
+    ]
     assert train_main(resume) == 0
     whole, cut = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
@@ -218,6 +239,15 @@ def test_the_three_minicpm4_files_run(train_main, write_args, tmp_path, tiny_min
     """As they are, but for paths and the number of steps: bf16, NF4, paged AdamW, gradient checkpointing and all."""
     data = json.loads(Path(write_args()).read_text())["train_file"]
     args = ROOT / "Firefly" / "train_args" / "sft" / mode / f"minicpm4-0.5b-sft-{mode}.json"
-    change = ["--train_file", data, "--model_name_or_path", str(tiny_minicpm), "--output_dir", str(tmp_path / mode), "--max_steps", "1"]
+    change = [
+        "--train_file",
+        data,
+        "--model_name_or_path",
+        str(tiny_minicpm),
+        "--output_dir",
+        str(tmp_path / mode),
+        "--max_steps",
+        "1",
+    ]
     assert train_main(["--train_args_file", str(args), *change]) == 0
     assert (tmp_path / mode / "train_results.json").exists()

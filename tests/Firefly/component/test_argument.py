@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from Firefly.component.argument import (
     build_arguments,
     check_keys,

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
+
 from Firefly.component.loss import LOGITS_SCALE, chunked_cross_entropy, install_target_loss
 
 SHAPE = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

@@ -1,0 +1,147 @@
+"""Generation with transformers: a batch, or one answer piece by piece, with or without a LoRA adapter on the base.
+
+Sampling draws each row's noise from its own generator, seeded by ``seed`` and the row number, so a row's answer does
+not depend on which rows share its batch or on where a run was resumed.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils.logging import disable_progress_bar
+
+from .checkpoint import load_causal_lm
+from .inference import Completion, Request
+from .session import Session, TextStream, only_adapter
+
+
+def load_model(session: Session, device: str, dtype: torch.dtype, load_in_4bit: bool = False) -> Any:
+    """Load the base in ``dtype`` on ``device`` and put the adapter, if any, on top of it; ready for evaluation."""
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # peft imports it, and it talks of kernels not wanted here
+    kwargs: dict[str, Any] = {"dtype": dtype}
+    if load_in_4bit:
+        from transformers import BitsAndBytesConfig
+
+        kwargs["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        kwargs["device_map"] = {"": device}
+    model = load_causal_lm(session.model, **kwargs)
+    if not load_in_4bit:
+        model = model.to(device)
+    if adapter := only_adapter(session):
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter, torch_device=device)
+    model.generation_config = GenerationConfig()  # its values are in session.sampling; nothing may come in beside it
+    return model.eval()
+
+
+class RowNoise(LogitsProcessor):
+    """Sampling as an argmax (the Gumbel-max trick): argmax(logits + Gumbel noise) is a draw from softmax(logits)."""
+
+    def __init__(self, seeds: list[int], device: torch.device):
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """scores: (rows, vocab_size)."""
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores.float() - noise.clamp_min_(1e-30).log_()
+
+
+def _settings(session: Session, requests: list[Request], max_new: int, device: torch.device) -> dict[str, Any]:
+    sampling = session.sampling
+    processors = LogitsProcessorList()
+    if sampling.temperature > 0:
+        processors.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_k:
+            processors.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1:
+            processors.append(TopPLogitsWarper(sampling.top_p))
+        processors.append(RowNoise([sampling.seed + request.index for request in requests], device))
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new,
+        repetition_penalty=sampling.repetition_penalty,
+        eos_token_id=list(session.stop_ids),
+        pad_token_id=session.tokenizer.pad_token_id or session.stop_ids[0],
+    )
+    return {"generation_config": config, "logits_processor": processors}
+
+
+@torch.inference_mode()
+def generate_batch(model: Any, session: Session, requests: list[Request]) -> list[Completion]:
+    """Answer ``requests`` together, padded on the left; one Completion each, in the same order."""
+    prompts = [session.encode(request) for request in requests]
+    width = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), width), session.tokenizer.pad_token_id or session.stop_ids[0])
+    mask = torch.zeros((len(prompts), width), dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    rooms = [session.room(len(prompt)) for prompt in prompts]
+    settings = _settings(session, requests, max(rooms), model.device)
+    output = model.generate(input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), **settings)
+    new = output[:, width:].tolist()
+    return [session.complete(p, ids[:room]) for p, ids, room in zip(prompts, new, rooms, strict=True)]
+
+
+def generate_window(
+    model: Any, session: Session, requests: list[Request], batch_size: int
+) -> Iterator[tuple[Request, Completion]]:
+    """Answer a window of requests in batches of like length, longest first, so that little of a batch is padding."""
+    ordered = sorted(requests, key=lambda request: (-len(session.encode(request)), request.index))
+    for start in range(0, len(ordered), batch_size):
+        batch = ordered[start : start + batch_size]
+        yield from zip(batch, generate_batch(model, session, batch), strict=True)
+
+
+class _Pieces(BaseStreamer):
+    """Receives ids from ``generate`` as they come, the prompt first, and hands on the text."""
+
+    def __init__(self, session: Session, emit: Callable[[str], None]):
+        self.text, self.emit, self.ids, self.prompt_seen = TextStream(session), emit, [], False
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.prompt_seen:
+            self.prompt_seen = True
+            return
+        for token in value.flatten().tolist():
+            self.ids.append(token)
+            if piece := self.text.add(token):
+                self.emit(piece)
+
+    def end(self) -> None:
+        pass
+
+
+@torch.inference_mode()
+def stream_answer(model: Any, session: Session, request: Request, emit: Callable[[str], None]) -> Completion:
+    """Answer one request, calling ``emit`` with each piece of text."""
+    prompt = session.encode(request)
+    pieces = _Pieces(session, emit)
+    settings = _settings(session, [request], session.room(len(prompt)), model.device)
+    input_ids = torch.tensor([prompt], device=model.device)
+    model.generate(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), streamer=pieces, **settings)
+    return session.complete(prompt, pieces.ids)
+
+
+def greedy(session: Session, max_new_tokens: int) -> Session:
+    """The same session decoding greedily, for evaluation."""
+    sampling = replace(session.sampling, temperature=0.0, repetition_penalty=1.0, max_new_tokens=max_new_tokens)
+    return replace(session, sampling=sampling)

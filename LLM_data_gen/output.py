@@ -1,0 +1,99 @@
+"""The output file: appended to answer by answer, so that it alone says what is done and no paid answer is lost.
+
+with open_output(path, say) as output:       locks it, cuts a partial last line, reads what is there
+    output.questions["主题"]                 questions accepted for a topic so far
+    output.append(topic, records)
+"""
+
+import contextlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sft_data.chatml import parse_chatml
+from sft_data.errors import UserError
+from sft_data.jsonl import dump_line, mend_last_line, read_records
+
+from .validation import fingerprint
+
+
+class Output:
+    """Records on disk, and what must be known of them: questions by topic and fingerprints of all texts."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.questions: dict[str, list[str]] = defaultdict(list)
+        self.fingerprints: set[int] = set()
+        self.foreign = 0  # lines without a topic, from elsewhere: kept, and never written twice
+        self._file = None
+
+    def __len__(self) -> int:
+        return self.foreign + sum(map(len, self.questions.values()))
+
+    def append(self, topic: str, records: list[dict[str, str]]) -> None:
+        """Write ``records`` as whole lines, at once, or not at all: with no space left the file ends where it did."""
+        size = self._file.tell()
+        data = b"".join(map(dump_line, records))
+        try:
+            written = self._file.write(data)
+            while written < len(data):
+                written += self._file.write(data[written:])
+        except OSError as error:
+            self._file.truncate(size)
+            error.filename = str(self.path)
+            raise
+        for record in records:
+            self._note(topic, record["text"])
+
+    def read(self, say: Callable[[str], None]) -> None:
+        """Take in what earlier runs wrote. A last line cut short by a kill is removed; any other bad line is an error."""
+        if cut := mend_last_line(self.path):
+            say(f"{self.path}：最后一行没有写完（上次运行被中断），已删去这 {cut} 字节，对应的样本会重新生成。")
+        if not self.path.exists() or not self.path.stat().st_size:
+            return
+        for where, record in read_records(self.path):
+            text, topic = record.get("text"), record.get("topic")
+            if not isinstance(text, str):
+                raise UserError(f"{where}：没有 text 字段，不是本脚本的输出；请换一个 --out，或移走这个文件。")
+            try:
+                self._note(topic if isinstance(topic, str) else None, text)
+            except ValueError as error:
+                raise UserError(f"{where}：text 不是 HIT ChatML（{error}）；请改正或删去这一行。") from None
+
+    def _note(self, topic: str | None, text: str) -> None:
+        messages = parse_chatml(text)
+        self.fingerprints.add(fingerprint(text))
+        if topic is None:
+            self.foreign += 1
+        else:
+            self.questions[topic].append(next(m["content"] for m in messages if m["role"] == "user"))
+
+
+@contextlib.contextmanager
+def open_output(path: Path, say: Callable[[str], None]) -> Iterator[Output]:
+    """Lock ``path`` (through path + ".lock"), read it, and open it for appending. A second run is refused."""
+    import fcntl
+
+    if path.is_dir():
+        raise UserError(f"{path}：这是一个目录，--out 要给出文件路径。")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{path.parent}：这是一个文件而不是目录；请给 --out 换一个位置。") from None
+    lock_path = path.with_name(path.name + ".lock")
+    with open(lock_path, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path}：另一个运行正在写这个文件；请等它结束，或换一个 --out。") from None
+        output = Output(path)
+        output.read(say)
+        with open(path, "ab", buffering=0) as file:
+            file.seek(0, os.SEEK_END)
+            output._file = file
+            try:
+                yield output
+            finally:
+                if not file.tell():
+                    path.unlink()  # nothing came: an empty file would only puzzle the next step

@@ -1,0 +1,181 @@
+"""Gates that a record must pass. A gate returns the reason to drop a text, or None to keep it.
+
+    normalise(text) -> str             the copy that gates and dedup look at: NFKC, one space for any white space
+    tidy(text) -> str                  what is written: the original, stripped, without zero-width characters
+    chinese_ratio(text) -> float       CJK ideographs over all characters
+    check_length / check_chinese / check_output / check_pii (text, ...) -> str | None
+    check_record(fields, gates) -> str | None       all of them over ("instruction" | "input" | "output" | "other", text)
+
+Every gate expects a normalised text. Reasons are snake_case keys of the JSON report; ``label`` gives their Chinese.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass, field
+
+# A zero-width joiner between two emoji is part of the picture and stays.
+_ZERO_WIDTH = re.compile("[\u200b\u200c\u200e\u200f\u2060\ufeff]|(?<![\u2600-\u27bf\ufe0f\U0001f000-\U0001faff])\u200d")
+_CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+")
+
+# Refusals are about the speaker: words such as 违法 or 无法 alone would drop good answers on law or on machines, and
+# 我是……人工智能助手 alone would drop the very records that teach a model who it is.
+_ONE = r"(?:一个|一名|一款|一种|个)?(?:虚拟)?"
+REFUSALS = (
+    r"(?:抱歉|对不起|很遗憾|不好意思)[^。!?]{0,12}(?:不能|无法|无权|没有办法|不可以|不便(?:为|向|提供|回答|透露))",
+    r"我(?:目前|暂时|现在|还)?(?:无法|不能|没有办法|没办法|不便)(?:为(?:您|你))?"
+    r"(?:直接|具体)?(?:回答|提供|协助|帮助|处理|满足|完成(?:您|你|这))",
+    rf"(?:作为|是){_ONE}(?:AI|人工智能|文本)?大?语言模型",
+    rf"(?:作为|我只?是){_ONE}(?:AI|人工智能|文本机器人)[^。!?]{{0,20}}(?:无法|不能|没有|不具备|并不|不会)",
+    r"(?i)\bas an AI\b|\bI'?m sorry,? but\b|\bI (?:cannot|can ?not|can[’']t|am unable to) (?:assist|help|provide|answer)",
+)
+# 扫描二维码 or 关注公众号 alone is often plain advice; an advertisement points at itself.
+ADVERTISEMENTS = (
+    r"(?:扫|长按|识别)[^。!?]{0,6}(?:下方|下面|上方|上面|文末|图中|右侧|左侧|以下)的?[^。!?]{0,2}二维码",
+    r"(?:添加|加)(?:我|客服|老师|小编)[^。!?]{0,4}微信|加微信|加我 ?(?:QQ|qq|VX|vx)|微信号:",
+    r"关注(?:我们的?|本|小编的?|下方)(?:微信)?(?:公众号|公号)|私信(?:我|小编)|点击(?:下方|上方|此处|这里|以下)的?链接",
+    r"(?:限时|立即|马上)(?:抢购|下单|优惠)|全场(?:包邮|[一二三四五六七八九0-9]折)|包邮(?:到家|哦|啦)",
+)
+
+_URL = re.compile(r"https?://|www\.", re.IGNORECASE)
+# Digits are fenced by "no digit" and not by \b: in 手机13812345678联系 Python's \b sees one word.
+_NO_DIGIT_BEFORE, _NO_DIGIT_AFTER = r"(?<![0-9])(?<![0-9]\.)", r"(?![0-9]|\.[0-9])"
+_PHONE = re.compile(
+    _NO_DIGIT_BEFORE + r"(?:(?:\+|00)?86[- ]?)?1[3-9][0-9](?:[0-9]{8}|([- ])[0-9]{4}\1[0-9]{4})" + _NO_DIGIT_AFTER
+)
+# Begins at the @: a pattern that begins at the name tries every start in a long run of letters.
+_EMAIL = re.compile(r"(?<=[A-Za-z0-9._%+-])@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,}")
+_ID_CARD = re.compile(
+    r"(?<![0-9])[1-9][0-9]{5}(?:18|19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])[0-9]{3}[0-9Xx](?![0-9])"
+)
+_BANK_CARD = re.compile(
+    _NO_DIGIT_BEFORE + r"[2-6](?:[0-9]{15,18}|[0-9]{3}(?:([- ])[0-9]{4})(?:\1[0-9]{4}){2}(?:\1[0-9]{1,3})?)(?![0-9])"
+)
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Thresholds of the gates; the defaults are those of prep_sft_firefly_hit.py."""
+
+    min_chinese_ratio: float = 0.6
+    lengths: dict[str, tuple[int, int]] = field(
+        default_factory=lambda: {"instruction": (20, 200), "input": (20, 300), "output": (80, 1200)}
+    )
+    drop_patterns: tuple[re.Pattern, ...] = ()
+    max_urls: int = 5
+    drop_pii: bool = False
+
+
+def normalise(text: str) -> str:
+    """Return the copy that gates and fingerprints look at; full-width and half-width forms become one."""
+    return " ".join(_ZERO_WIDTH.sub("", unicodedata.normalize("NFKC", text)).split())
+
+
+def tidy(text: str) -> str:
+    """Return the text as it is written out: newlines and punctuation untouched."""
+    return _ZERO_WIDTH.sub("", text).strip()
+
+
+def chinese_ratio(text: str) -> float:
+    """Share of CJK ideographs (U+4E00-9FFF, U+3400-4DBF) among all characters; 0 for an empty text."""
+    return 1 - len(_CJK.sub("", text)) / len(text) if text else 0.0
+
+
+def check_length(text: str, low: int, high: int) -> str | None:
+    """Both ends are allowed lengths, in characters."""
+    if len(text) < low:
+        return "too_short"
+    return "too_long" if len(text) > high else None
+
+
+def check_chinese(text: str, minimum: float) -> str | None:
+    """Drop a text with too small a share of Chinese."""
+    return "low_chinese" if chinese_ratio(text) < minimum else None
+
+
+def check_output(text: str, max_urls: int = 5, drop_patterns: tuple[re.Pattern, ...] = ()) -> str | None:
+    """Drop refusals, advertisements, the user's own patterns, and link collections."""
+    if _REFUSAL.search(text):
+        return "refusal"
+    if _ADVERTISEMENT.search(text):
+        return "advertisement"
+    if any(pattern.search(text) for pattern in drop_patterns):
+        return "drop_pattern"
+    return "too_many_urls" if len(_URL.findall(text)) > max_urls else None
+
+
+def check_pii(text: str) -> str | None:
+    """Find a mainland phone number, an e-mail address, an ID card number or a bank card number."""
+    if _PHONE.search(text):
+        return "pii_phone"
+    if _EMAIL.search(text):
+        return "pii_email"
+    if any(_id_card_ok(match[0]) for match in _ID_CARD.finditer(text)):
+        return "pii_id_card"
+    if any(_luhn_ok(match[0]) for match in _BANK_CARD.finditer(text)):
+        return "pii_bank_card"
+    return None
+
+
+def check_record(fields: list[tuple[str, str]], gates: Gates) -> str | None:
+    """Return the first reason to drop a record, prefixed by its field, or None. ``other`` is looked at for PII only.
+
+    Cheap gates run first, over all fields, so that patterns never meet a text of megabytes. A field that may be
+    empty must be left out by the caller when it is.
+    """
+    gated = [(name, text) for name, text in fields if name != "other"]
+    for name, text in gated:
+        reason = check_length(text, *gates.lengths[name]) or check_chinese(text, gates.min_chinese_ratio)
+        if reason:
+            return f"{name}_{reason}"
+    for name, text in gated:
+        if name == "output" and (reason := check_output(text, gates.max_urls, gates.drop_patterns)):
+            return f"output_{reason}"
+    if gates.drop_pii:
+        for _, text in fields:
+            if reason := check_pii(text):
+                return reason
+    return None
+
+
+def label(reason: str) -> str:
+    """Chinese name of a reason for the log; the key itself where there is none."""
+    field_name, _, rest = reason.partition("_")
+    if field_name in _FIELDS and rest in _REASONS:
+        return f"{_FIELDS[field_name]}{_REASONS[rest]}"
+    return _REASONS.get(reason, reason)
+
+
+def _id_card_ok(number: str) -> bool:
+    """Check digit of GB 11643: ISO 7064 MOD 11-2."""
+    weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
+    total = sum(weight * int(digit) for weight, digit in zip(weights, number, strict=False))
+    return "10X98765432"[total % 11] == number[17].upper()
+
+
+def _luhn_ok(number: str) -> bool:
+    """Check digit of ISO/IEC 7812: every second digit from the right is doubled, nines cast out."""
+    digits = [int(c) for c in reversed(number) if c.isdigit()]
+    return (sum(digits[::2]) + sum(digit * 2 - 9 * (digit > 4) for digit in digits[1::2])) % 10 == 0
+
+
+_REFUSAL = re.compile("|".join(f"(?:{p})" if not p.startswith("(?i)") else f"(?i:{p[4:]})" for p in REFUSALS))
+_ADVERTISEMENT = re.compile("|".join(f"(?:{p})" for p in ADVERTISEMENTS))
+_FIELDS = {"instruction": "指令", "input": "输入", "output": "回答"}
+_REASONS = {
+    "empty": "为空",
+    "too_short": "太短",
+    "too_long": "太长",
+    "low_chinese": "中文占比太低",
+    "refusal": "是拒答",
+    "advertisement": "含广告",
+    "drop_pattern": "命中 --drop-pattern",
+    "too_many_urls": "网址太多",
+    "pii_phone": "含手机号",
+    "pii_email": "含邮箱",
+    "pii_id_card": "含身份证号",
+    "pii_bank_card": "含银行卡号",
+    "format_marker": "含格式标记",
+    "bad_record": "无法读取",
+    "duplicate": "完全重复",
+    "near_duplicate": "近似重复",
+}

@@ -1,0 +1,109 @@
+import asyncio
+import time
+
+import pytest
+
+from LLM_data_gen.gate import Gate, Stopped
+from sft_data.errors import UserError
+
+
+def gate(limit=50, retry_wait_s=0.01, max_outage_s=60.0):
+    said = []
+    return Gate(limit, retry_wait_s, max_outage_s, said.append), said
+
+
+def fail(gate, request, busy=False, retry_after=None):
+    return gate.failed(request, "HTTP 503", time.monotonic(), busy, retry_after)
+
+
+def test_no_more_than_the_limit_are_let_in():
+    async def run():
+        g, _ = gate(limit=2)
+        await g.enter()
+        await g.enter()
+        third = asyncio.create_task(g.enter())
+        await asyncio.sleep(0.02)
+        assert not third.done()
+        g.leave()
+        await asyncio.wait_for(third, 1)
+
+    asyncio.run(run())
+
+
+def test_failures_of_many_are_an_outage_and_of_one_are_not():
+    g, said = gate()
+    assert not any(fail(g, 7) for _ in range(20))
+    assert [fail(g, number) for number in (1, 2, 3, 4)] == [False, False, False, True]  # with 7, the fifth request
+    assert len(said) == 1
+    g.succeeded()
+    assert "恢复" in said[1]
+    assert not fail(g, 5)
+
+
+def test_in_an_outage_one_probe_at_a_time_goes_out():
+    async def run():
+        g, _ = gate()
+        g.succeeded()
+        for number in range(5):
+            fail(g, number)
+        entered = []
+
+        async def caller(i):
+            await g.enter()
+            entered.append(i)
+
+        callers = [asyncio.create_task(caller(i)) for i in range(10)]
+        await asyncio.sleep(0.1)
+        assert len(entered) == 1
+        g.succeeded()
+        g.leave()
+        await asyncio.wait_for(asyncio.gather(*callers), 1)
+
+    asyncio.run(run())
+
+
+def test_endless_outage_ends_the_run_but_told_waits_are_not_held_against_the_service():
+    g, _ = gate(max_outage_s=0.05)
+    for number in range(5):
+        fail(g, number, retry_after=0.2)
+    time.sleep(0.1)
+    assert fail(g, 9)  # was told to wait 0.2 s
+    time.sleep(0.3)
+    with pytest.raises(UserError, match="没有给出回答"):
+        fail(g, 10)
+
+
+def test_busy_lowers_the_limit_once_a_round_trip_and_success_raises_it():
+    g, _ = gate(limit=40)
+    sent = time.monotonic()
+    g.in_flight = 40
+    for request in (1, 2, 1, 2):  # all sent before the first answer came
+        g.failed(request, "HTTP 429", sent, True, None)
+    assert g.limit == 30
+    for _ in range(400):
+        g.succeeded()
+    assert g.limit == 40
+
+
+def test_retry_after_holds_everyone():
+    async def run():
+        g, _ = gate()
+        fail(g, 1, busy=True, retry_after=0.15)
+        start = time.monotonic()
+        await g.enter()
+        assert time.monotonic() - start >= 0.14
+
+    asyncio.run(run())
+
+
+def test_stop_wakes_all_who_wait():
+    async def run():
+        g, _ = gate(limit=1)
+        await g.enter()
+        waiting = [asyncio.create_task(g.enter()), asyncio.create_task(g.sleep(60))]
+        await asyncio.sleep(0.01)
+        g.stop()
+        results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 1)
+        assert [type(result) for result in results] == [Stopped, Stopped]
+
+    asyncio.run(run())

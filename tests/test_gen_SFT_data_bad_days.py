@@ -1,0 +1,175 @@
+"""gen_SFT_data.py on a provider's bad days, killed, interrupted and started twice; a real server on real sockets."""
+
+import json
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+helpers = runpy.run_path(str(ROOT / "tests/LLM_data_gen/gen_helpers.py"))
+FaultServer, completion, folder = helpers["FaultServer"], helpers["completion"], helpers["folder"]
+arguments, run, array, names = helpers["arguments"], helpers["run"], helpers["array"], helpers["names"]
+rows_by_topic, report, KEY = helpers["rows_by_topic"], helpers["report"], helpers["KEY"]
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404])
+def test_refusal_from_the_start_stops_within_what_is_in_flight(folder, capsys, status):
+    with FaultServer(lambda *_: {"status": status, "body": f"no: {KEY}"}) as server:
+        assert run(folder, server, names(100)) == 2
+    assert len(server.asked) <= 10
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("错误")]
+    assert len(errors) == 1
+    assert str(status) in errors[0]
+    assert not (folder / "o.jsonl").exists()
+
+
+def test_refusal_in_mid_run_keeps_what_is_done_and_resumes(folder):
+    topics = names(60)
+    with FaultServer(lambda number, topic, n: {"status": 402} if number >= 20 else None, latency_s=0.02) as server:
+        assert run(folder, server, topics) == 2
+        assert len(server.asked) <= 30
+        done = rows_by_topic(folder)
+        assert len(done) == 20
+        server.asked.clear()
+        server.plan = lambda *_: None
+        assert run(folder, server, topics) == 0
+    assert "402" in report(folder)["earlier_runs"][0]["stopped"]
+    assert {topic for topic, _ in server.asked} == set(topics) - set(done)
+    assert rows_by_topic(folder) == dict.fromkeys(topics, 2)
+
+
+def test_answers_in_flight_when_the_run_must_stop_are_kept(folder):
+    def plan(number, topic, n):
+        return {"status": 401} if number == 4 else {"delay_s": 0.3, "body": json.dumps(completion(array(topic, n)))}
+
+    with FaultServer(plan) as server:
+        assert run(folder, server, names(50), max_concurrency=5) == 2
+    assert len(server.asked) == 5
+    assert len(rows_by_topic(folder)) == 4
+
+
+def test_a_bad_day_loses_no_topic(folder):
+    bad = [{"status": 429}, {"status": 500}, "drop", "这次没有样本。", {"body": "<html>"}]
+
+    def plan(number, topic, n):
+        return bad[number // 7 % len(bad)] if number % 7 == 3 else None
+
+    topics = names(200)
+    with FaultServer(plan) as server:
+        assert run(folder, server, topics) == 0
+    assert rows_by_topic(folder) == dict.fromkeys(topics, 2)
+    assert len(server.asked) <= 1.3 * len(topics)
+    told = report(folder)["run"]
+    assert told["malformed_answers"] > 0
+    assert told["requests"] == len(server.asked) == told["answers"] + sum(told["failed"].values())
+
+
+def test_an_outage_costs_no_topic_its_tries_and_few_requests(folder, capsys):
+    down = []
+
+    def plan(number, topic, n):
+        if number >= 30 and not down:
+            down.append(time.monotonic())
+        return {"status": 503} if down and time.monotonic() - down[0] < 1.5 else None
+
+    topics = names(80)
+    with FaultServer(plan) as server:
+        assert run(folder, server, topics, max_tries=2, retry_wait_s=0.05) == 0
+    assert rows_by_topic(folder) == dict.fromkeys(topics, 2)
+    assert report(folder)["run"]["failed"]["HTTP 503"] < 25  # ten in flight, and the probes
+    assert "服务已恢复" in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there_ends_the_run(folder, capsys):
+    with FaultServer() as server:
+        pass
+    assert run(folder, server, names(20), max_outage_s=0.3) == 2
+    assert "没有给出回答" in capsys.readouterr().err
+
+
+def test_a_cap_on_requests_in_flight_is_found(folder):
+    def plan(number, topic, n):
+        return {"status": 429, "body": "too many"} if server._at_once >= 8 else None
+
+    with FaultServer(plan, latency_s=0.02) as server:
+        assert run(folder, server, names(300), max_concurrency=40) == 0
+    assert rows_by_topic(folder) == dict.fromkeys(names(300), 2)
+    assert len(server.asked) < 500
+
+
+def start(folder, server, topics, **flags):
+    command = [sys.executable, str(ROOT / "gen_SFT_data.py"), *arguments(folder, server, topics, **flags)]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_rows(folder, rows):
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if (folder / "o.jsonl").exists() and (folder / "o.jsonl").read_bytes().count(b"\n") >= rows:
+            return
+        time.sleep(0.005)
+    raise AssertionError("no rows came")
+
+
+def test_kill_and_resume_asks_only_for_what_is_missing(folder):
+    topics = names(60)
+    with FaultServer(latency_s=0.05) as server:
+        for rows in (10, 60):
+            process = start(folder, server, topics)
+            wait_for_rows(folder, rows)
+            process.kill()
+            process.communicate()
+        with open(folder / "o.jsonl", "ab") as file:
+            file.write(b'{"text": "<|beginofutter')  # as a kill in the middle of a write would leave it
+        done = {json.loads(line)["topic"] for line in (folder / "o.jsonl").read_bytes().splitlines()[:-1]}
+        server.asked.clear()
+        process = start(folder, server, topics)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert {topic for topic, _ in server.asked} == set(topics) - done
+    assert len(server.asked) == len(topics) - len(done)
+    assert rows_by_topic(folder) == dict.fromkeys(topics, 2)
+    assert "最后一行没有写完" in output
+    everything = output.encode() + b"".join(path.read_bytes() for path in folder.iterdir())
+    assert KEY.encode() not in everything
+
+
+def test_ctrl_c_keeps_rows_and_says_how_to_go_on(folder):
+    with FaultServer(latency_s=0.05) as server:
+        process = start(folder, server, names(400))
+        wait_for_rows(folder, 10)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in output
+    assert "用同一条命令可以继续" in output
+    assert report(folder)["run"]["stopped"] == "中断"
+    assert sum(rows_by_topic(folder).values()) == report(folder)["run"]["samples_accepted"] >= 10
+
+
+def test_two_runs_on_one_output_refuse_each_other(folder, capsys):
+    with FaultServer(latency_s=0.05) as server:
+        process = start(folder, server, names(400))
+        wait_for_rows(folder, 2)
+        assert run(folder, server, names(400)) == 2
+        process.kill()
+        process.communicate()
+    assert "另一个运行正在写这个文件" in capsys.readouterr().err
+
+
+def test_the_key_is_nowhere_even_when_the_server_echoes_it(folder, capsys):
+    def plan(number, topic, n):
+        return array(topic, n).replace("请教老师", KEY) if number < 3 else {"status": 401, "body": f"bad key: {KEY}"}
+
+    with FaultServer(plan) as server:
+        assert run(folder, server, names(20), max_concurrency=1) == 2
+    output = capsys.readouterr()
+    files = b"".join(path.read_bytes() for path in folder.iterdir())
+    assert len(rows_by_topic(folder)) == 3
+    assert KEY.encode() not in (output.out + output.err).encode() + files
+    assert "***" in output.err
