@@ -6,9 +6,9 @@ MiniCPM runs through its Granite view (Firefly/component/minicpm.py): no remote 
 Flags, JSONL and prompt token ids are those of inference_with_transformers.py. Install from requirements-sglang.txt into
 an environment of its own.
 
-What was run and what was not: SGLang needs a GPU. The flags and the engine's arguments were checked against the source
-of SGLang 0.5.23, and --client ran against real OpenAI-compatible servers; --serve and the offline engine have not been
-run on a GPU by us.
+What was run and what was not: SGLang needs a GPU. The server command parses in the real package (0.5.23), the engine's
+arguments and results were read in its source, and --client ran against real OpenAI-compatible servers. --serve and the
+offline engine have not been run on a GPU by us.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from Firefly.component.results import run
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="用 SGLang 推理：离线成批、启动服务（--serve）、访问服务（--client）。",
-        epilog="说明：SGLang 需要 GPU。参数按 0.5.23 的源码核对过，--client 对真实的 OpenAI 兼容服务跑过；"
+        epilog="说明：SGLang 需要 GPU。服务命令由 0.5.23 的真实解析器读过，引擎参数按其源码核对，--client 对真实的 OpenAI 兼容服务跑过；"
         "--serve 和离线引擎还没有在 GPU 上实跑。",
     )
     add_inference_flags(parser, batch_size=64)

@@ -4,7 +4,8 @@
 
 MiniCPM runs through its Granite view (Firefly/component/minicpm.py): no remote code, no plugin, no copy of the weights.
 Flags, JSONL and prompt token ids are those of inference_with_transformers.py. Install from requirements-vllm.txt into
-an environment of its own; docs/VLLM_CPU.md tells how to run it without a GPU.
+an environment of its own; docs/VLLM_CPU.md tells how to run it without a GPU. Several machines: start --serve on each
+with vLLM's own flags behind "--", e.g. ``-- --nnodes 2 --node-rank 0 --master-addr 10.0.0.1`` (not run by us).
 """
 
 import argparse

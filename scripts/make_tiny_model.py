@@ -3,28 +3,27 @@
 It stands in for MiniCPM4-0.5B where there is no network and no GPU: every script treats it like the real model. With
 --pretrain-steps it first learns a little Chinese from the corpus, so that fine-tuning has something to start from.
 
-    python scripts/make_tiny_model.py --out models/tiny-minicpm --corpus data/samples/general_samples.jsonl --pretrain-steps 300
+    python scripts/make_tiny_model.py --out models/tiny-minicpm --corpus data/samples/general_samples.json --pretrain-steps 300
 """
 
 import argparse
 import json
 import math
 import os
-import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from Firefly.component.errors import UserError, exit_cleanly
+from scripts.tiny_pretrain import pretrain, read_corpus
 
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<|im_end|>", "<|im_start|>"]
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
-TEXT_KEYS = ("text", "instruction", "input", "output", "target", "conversation", "messages")
 MIN_VOCAB = len(SPECIAL_TOKENS) + len(BYTE_TOKENS) + 64
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -33,8 +32,6 @@ CHAT_TEMPLATE = (
 )
 # Runs of Chinese, words with their leading space, single digits, everything else character by character.
 _PIECES = r"\p{Han}+| ?[^\P{L}\p{Han}]+|\p{N}|\s|[^\s\p{L}\p{N}]"
-_HIT_MARKERS = re.compile(r"<\|beginofutterance\|>[^\n]*\n|\n?<\|endofutterance\|>\n?")
-_SENTENCE_END = re.compile(r"[。！？；\n]")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,6 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", required=True, help="输出的模型目录")
     parser.add_argument("--corpus", nargs="+", required=True, metavar="FILE", help="语料文件：.jsonl、.json 或 .txt")
+    parser.add_argument(
+        "--vocab-corpus",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="只用来训练分词器、不用来预训练的语料，例如之后要微调的数据",
+    )
     parser.add_argument("--vocab-size", type=int, default=2500, help="词表大小，默认 2500")
     parser.add_argument("--hidden-size", type=int, default=192, help="隐藏维度，64 的倍数，默认 192")
     parser.add_argument("--num-layers", type=int, default=4, help="层数，默认 4")
@@ -50,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pretrain-steps", type=int, default=0, help="先在语料上预训练多少步，默认 0（随机权重）")
     parser.add_argument("--batch-size", type=int, default=8, help="预训练每步的行数，默认 8")
     parser.add_argument("--seq-length", type=int, default=256, help="预训练每行的词元数，默认 256")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="预训练学习率，默认 2e-3")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="预训练学习率，默认 3e-3")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="权重精度，默认 float32")
     parser.add_argument("--overwrite", action="store_true", help="输出目录已存在时替换它")
     return parser
@@ -63,11 +67,14 @@ def main(argv: list[str] | None = None) -> int:
     if out.exists() and not args.overwrite:
         raise UserError(f"{out}：输出目录已存在，加 --overwrite 可替换，或换一个 --out。")
     start = time.time()
-    texts = [text for path in args.corpus for text in read_corpus(Path(path))]
+    texts, vocab_texts = (
+        [t for path in paths for t in read_corpus(Path(path))] for paths in (args.corpus, args.vocab_corpus)
+    )
     print(f"语料：{len(texts)} 篇，{sum(map(len, texts))} 字", file=sys.stderr)
     build_tiny_model(
         out,
         texts,
+        vocab_texts=vocab_texts,
         vocab_size=args.vocab_size,
         hidden_size=args.hidden_size,
         num_layers=args.num_layers,
@@ -87,6 +94,7 @@ def build_tiny_model(
     out_dir: str | os.PathLike,
     texts: list[str],
     *,
+    vocab_texts: Iterable[str] = (),
     vocab_size: int = 2500,
     hidden_size: int = 192,
     num_layers: int = 4,
@@ -94,13 +102,13 @@ def build_tiny_model(
     pretrain_steps: int = 0,
     batch_size: int = 8,
     seq_length: int = 256,
-    learning_rate: float = 2e-3,
-    layer_std: float = 0.1,
+    learning_rate: float = 3e-3,
+    layer_std: float = 0.05,
     dtype: str = "float32",
 ) -> Path:
     """Write a tiny MiniCPM folder and return it; ``out_dir`` appears only when it is whole, replacing an older one.
 
-    ``layer_std``: standard deviation of the layers' weights. 0.2 makes an untrained model's answers depend on the
+    ``vocab_texts`` teach the tokenizer alone: the pretrained model has not seen them. ``layer_std``: standard deviation of the layers' weights. 0.2 makes an untrained model's answers depend on the
     whole prompt (for tests); the default trains better.
     """
     import torch
@@ -115,7 +123,7 @@ def build_tiny_model(
     part = out_dir.with_name(out_dir.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    tokenizer = train_tokenizer(texts, vocab_size)
+    tokenizer = train_tokenizer([*texts, *vocab_texts], vocab_size)
     _write_json(part / "config.json", minicpm_config(len(tokenizer), hidden_size, num_layers, dtype))
     model = GraniteForCausalLM(load_config(part)).float()
     _draw_weights(model, seed, layer_std)
@@ -131,52 +139,6 @@ def build_tiny_model(
         shutil.rmtree(out_dir)
     part.rename(out_dir)
     return out_dir
-
-
-def read_corpus(path: Path) -> Iterator[str]:
-    """Yield the documents of a .txt (a line each), .jsonl or .json (a list of records) file, fields joined by newlines."""
-    try:
-        raw = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}：语料文件不存在，请检查 --corpus。") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}：不是 UTF-8 文本，请先转成 UTF-8。") from None
-    if path.suffix == ".txt":
-        yield from (line.strip() for line in raw.splitlines() if line.strip())
-        return
-    for record in _records(path, raw):
-        parts = [_HIT_MARKERS.sub("\n", text).strip() for text in _strings(record)]
-        if any(parts):
-            yield "\n".join(part for part in parts if part)
-
-
-def _records(path: Path, raw: str) -> Iterator[Any]:
-    if path.suffix == ".json":
-        try:
-            records = json.loads(raw)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}：不是完整的 JSON（{error.msg}），请修正这个文件。") from None
-        yield from records if isinstance(records, list) else [records]
-        return
-    for number, line in enumerate(raw.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}：这一行不是 JSON（{error.msg}），请修正或删除这一行。") from None
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Every text of a record: the known keys at the top, all strings inside conversations."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings({k: v for k, v in item.items() if k != "role"} if isinstance(item, dict) else item)
-    elif isinstance(value, dict):
-        known = [key for key in TEXT_KEYS if key in value] or list(value)
-        for key in known:
-            yield from _strings(value[key])
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
@@ -264,75 +226,6 @@ def _draw_weights(model: Any, seed: int, layer_std: float) -> None:
                 weight.fill_(1.0)
             else:
                 weight.normal_(0.0, 0.1 if "embed_tokens" in name else layer_std, generator=generator)
-
-
-def pretrain(
-    model: Any,
-    tokenizer: Any,
-    texts: list[str],
-    steps: int,
-    batch_size: int,
-    seq_length: int,
-    learning_rate: float,
-    seed: int,
-) -> float:
-    """Plain AdamW language-model training on packed rows (batch_size, seq_length); returns the last smoothed loss."""
-    import torch
-    from tqdm import trange
-
-    rows = pack(tokenizer, texts, seq_length)
-    generator = torch.Generator().manual_seed(seed)
-    decay = [weight for weight in model.parameters() if weight.dim() > 1]
-    rest = [weight for weight in model.parameters() if weight.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
-        lr=learning_rate,
-        betas=(0.9, 0.95),
-    )
-    warmup = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, 0.55 + 0.45 * math.cos(math.pi * step / steps))
-    )
-    model.train()
-    order, smooth = [], None
-    for step in (bar := trange(steps, desc="预训练", unit="步", disable=None)):
-        while len(order) < batch_size:
-            order += torch.randperm(len(rows), generator=generator).tolist()
-        batch, order = rows[order[:batch_size]], order[batch_size:]
-        loss = model(input_ids=batch, labels=batch, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        smooth = loss.item() if smooth is None else 0.95 * smooth + 0.05 * loss.item()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{smooth:.2f}")
-    model.eval()
-    print(f"预训练 {steps} 步，{len(rows)} 行 x {seq_length} 词元，损失 {smooth:.3f}", file=sys.stderr)
-    return smooth
-
-
-def pack(tokenizer: Any, texts: list[str], seq_length: int) -> Any:
-    """All documents as one stream of ids cut into rows (rows, seq_length), int64.
-
-    Every second document stands as a chat turn, its first sentence as the user's, so that the rows of the chat tokens
-    are trained too: LoRA leaves embeddings as they are, and a stop token never seen before would be hard to reach.
-    """
-    import torch
-
-    documents = []
-    for index, text in enumerate(texts):
-        cut = _SENTENCE_END.search(text)
-        if index % 2 and cut and cut.end() < len(text):
-            user, assistant = text[: cut.end()].strip(), text[cut.end() :].strip()
-            text = f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{assistant}<|im_end|>\n"
-        documents.append("<s>" + text + "</s>")
-    stream = [token for ids in tokenizer(documents, add_special_tokens=False)["input_ids"] for token in ids]
-    while len(stream) < seq_length:  # a corpus shorter than one row repeats itself
-        stream += stream
-    count = len(stream) // seq_length
-    return torch.tensor(stream[: count * seq_length]).view(count, seq_length)
 
 
 def _write_json(path: Path, value: dict) -> None:

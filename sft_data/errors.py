@@ -24,10 +24,12 @@ _OS_ADVICE = {
     errno.ENOTDIR: "路径中有一段不是目录，请检查路径",
     errno.EADDRINUSE: "端口被占用，请换一个端口",
 }
+# How safetensors and torch say ENOSPC in errors of their own.
+_DISK_FULL = ("No space left on device", "PytorchStreamWriter failed writing")
 
 
 def exit_cleanly(main: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
-    """Wrap a script's ``main``: UserError and known OSErrors become one line on stderr and exit code 2.
+    """Wrap a script's ``main``: UserError and known errors of the system become one line on stderr and exit code 2.
 
     Ctrl-C becomes 130 and a closed pipe 1, as shells expect. Anything else is our bug and keeps its traceback.
     """
@@ -45,10 +47,12 @@ def exit_cleanly(main: Callable[[list[str] | None], int | None]) -> Callable[...
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        except OSError as error:
-            if error.errno not in _OS_ADVICE:
+        except Exception as error:
+            number = errno.ENOSPC if any(words in str(error) for words in _DISK_FULL) else getattr(error, "errno", None)
+            if number not in _OS_ADVICE:
                 raise
-            print(f"错误：{error.filename or '写文件时'}：{_OS_ADVICE[error.errno]}。", file=sys.stderr)
+            where = getattr(error, "filename", None) or "写文件时"
+            print(f"错误：{where}：{_OS_ADVICE[number]}。", file=sys.stderr)
             return 2
 
     return wrapped

@@ -1,4 +1,4 @@
-"""inference_with_transformers.py and quick_infer_local.py on a real tiny MiniCPM."""
+"""inference_with_transformers.py on a real tiny MiniCPM, and what all inference scripts have in common."""
 
 import json
 import math
@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import inference_with_transformers as script
-import quick_infer_local
 from Firefly.component.inference import Request
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +95,21 @@ def test_streaming_and_batches_give_the_same_text(tiny_minicpm, capsys):
     ((_, batched),) = engine.generate([request])
     assert streamed == batched
     assert len(pieces) > 3
-    assert streamed.text.startswith("".join(pieces))
+
+
+def test_streamed_pieces_make_up_the_text_and_cut_no_character(tiny_minicpm):
+    """Characters outside the vocabulary are several byte tokens: their piece waits for the last one."""
+    from Firefly.component.session import TextStream, open_session
+
+    session = open_session(script.build_parser().parse_args(["--model", str(tiny_minicpm)]))
+    text = " 你是谁？𠮷 🙂 the quick 龘"
+    ids = session.tokenizer(text, add_special_tokens=False)["input_ids"]
+    stream = TextStream(session)
+    pieces = [stream.add(token) for token in [*ids, session.stop_ids[0]]]
+    assert "".join(pieces) == session.complete([], ids).text == text
+    assert "𠮷" in pieces
+    assert "🙂" in pieces
+    assert pieces.count("") > 4
 
 
 def test_prompt_ids_are_those_of_encode_prompt(tiny_minicpm):
@@ -189,15 +202,6 @@ def test_bad_input_is_one_sentence_and_exit_2(tiny_minicpm, tmp_path, capsys, ar
     assert says in error
     assert error.count("错误：") == 1
     assert "Traceback" not in error
-
-
-def test_quick_infer_streams_one_answer(tiny_minicpm, capsys, monkeypatch, tmp_path):
-    flags = ["--prompt", "你好", "--max-new-tokens", "5", "--temperature", "0"]
-    assert quick_infer_local.main(["--model", str(tiny_minicpm), *flags]) == 0
-    assert capsys.readouterr().out.strip()
-    monkeypatch.setattr(quick_infer_local, "DEFAULT_MODEL", tmp_path / "none")
-    assert quick_infer_local.main(["--prompt", "你好"]) == 2
-    assert "data/download.py" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,13 @@ def load_causal_lm(name_or_path: str | os.PathLike, **kwargs: Any) -> PreTrained
         kwargs.pop("trust_remote_code", None)
     loader = GraniteForCausalLM if native else AutoModelForCausalLM
     try:
-        model = loader.from_pretrained(folder, config=config, **kwargs)
+        model, info = loader.from_pretrained(folder, config=config, output_loading_info=True, **kwargs)
     except Exception as error:
         raise _as_user_error(folder, error) from error
+    if missing := sorted(info["missing_keys"]):  # transformers only warns, and fills them with random numbers
+        raise UserError(
+            f"{folder}：权重里缺 {len(missing)} 个张量（例如 {missing[0]}），文件不完整或与 config.json 不符，请重新下载。"
+        )
     model.name_or_path = model.config.name_or_path = os.fspath(name_or_path)
     return model
 
@@ -201,6 +205,8 @@ def _as_user_error(folder: Path, error: Exception) -> Exception:
         return UserError(
             f"{folder}/config.json：当前 transformers 不认识这种模型（{text[:120]}），请换模型或升级 transformers。"
         )
+    if "ignore_mismatched_sizes" in text:
+        return UserError(f"{folder}：权重的形状与 config.json 不符，请核对这两个文件是否属于同一个模型。")
     if (
         type(error).__name__ == "SafetensorError"
         or "PytorchStreamReader" in text

@@ -6,7 +6,7 @@ The server holds the chat template, the stop tokens and the sampling defaults; o
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from .errors import UserError
@@ -44,7 +44,9 @@ def connect(args: Namespace) -> Engine:
     def generate(requests: list[Request]) -> Iterator[tuple[Request, Completion]]:
         pool = ThreadPoolExecutor(args.batch_size)
         try:
-            yield from zip(requests, pool.map(ask, requests), strict=True)
+            asked = {pool.submit(ask, request): request for request in requests}
+            for future in as_completed(asked):
+                yield asked[future], future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -1,11 +1,13 @@
 """Result files of inference: one JSON a line, in the order of the input, never lost, continued where they stopped."""
 
+import contextlib
 import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import UserError
 from .inference import RESULT_KEYS, Completion, Engine, Request, read_requests, result_line
@@ -14,55 +16,87 @@ from .inference import RESULT_KEYS, Completion, Engine, Request, read_requests, 
 def answer_all(engine: Engine, requests: list[Request], output: str | None, overwrite: bool = False) -> int:
     """Answer every request and write the rows in input order; return how many were asked now.
 
-    Rows that ``output`` holds already are not asked again. Windows start where the file ends, so a cut run repeats at
-    most one window's unwritten answers.
+    Engines finish rows out of order. A row that waits for an earlier one stands in ``output``.pending.jsonl until its
+    turn comes, so a cut run loses no answer, and rows that have one are not asked again.
     """
     from tqdm import tqdm
 
-    done = open_output(Path(output), requests, engine.fingerprint, overwrite) if output else 0
-    if done == len(requests):
-        print(f"{output}：{done} 行都已有回答，没有要做的。", file=sys.stderr)
-        return 0
-    if done:
-        print(f"{output}：已有 {done} 行，从第 {done + 1} 行继续。", file=sys.stderr)
-    engine.check(requests[done:])
-    stream = open(output, "ab") if output else sys.stdout.buffer  # noqa: SIM115 (closed below, stdout must stay open)
-    bar = tqdm(total=len(requests), initial=done, unit="条", disable=None, file=sys.stderr)
-    try:
-        for start in range(done, len(requests), engine.window):
-            window = requests[start : start + engine.window]
-            waiting, following = {}, start
-            for request, completion in engine.generate(window):
-                waiting[request.index] = result_line(request, completion)
+    done, waiting = open_output(Path(output), requests, engine.fingerprint, overwrite) if output else (0, {})
+    todo = [request for request in requests[done:] if request.index not in waiting]
+    if done or waiting:
+        print(f"{output}：已有 {len(requests) - len(todo)} 行回答，还有 {len(todo)} 行要问。", file=sys.stderr)
+    engine.check(todo)
+    bar = tqdm(total=len(requests), initial=len(requests) - len(todo), unit="条", disable=None, file=sys.stderr)
+    with _writer(output) as rows, _writer(f"{output}.pending.jsonl" if output else os.devnull) as pending:
+        for start in range(0, len(todo), engine.window):
+            for request, completion in engine.generate(todo[start : start + engine.window]):
+                waiting[request.index] = line = result_line(request, completion)
+                if request.index != done:
+                    pending.write(f"{request.index}\t".encode() + line)
+                    pending.flush()
+                done = _write_ready(rows, waiting, done)
                 bar.update()
-                while following in waiting:
-                    stream.write(waiting.pop(following))
-                    following += 1
-                stream.flush()
-            assert following == start + len(window), f"engine answered {following - start} of {len(window)}"
-    finally:
-        bar.close()
-        if output:
-            stream.close()
-    return len(requests) - done
+        done = _write_ready(rows, waiting, done)
+    bar.close()
+    assert done == len(requests), f"the engine answered {done} of {len(requests)}"
+    if output:
+        Path(f"{output}.pending.jsonl").unlink(missing_ok=True)
+    return len(todo)
 
 
-def open_output(path: Path, requests: list[Request], fingerprint: dict, overwrite: bool) -> int:
-    """Make ``path`` ready for appending and return how many rows it already holds.
+@contextlib.contextmanager
+def _writer(path: str | None) -> Iterator[BinaryIO]:
+    if path is None:
+        yield sys.stdout.buffer
+    else:
+        with open(path, "ab") as file:
+            yield file
+
+
+def _write_ready(rows: BinaryIO, waiting: dict[int, bytes], done: int) -> int:
+    while done in waiting:
+        rows.write(waiting.pop(done))
+        done += 1
+    rows.flush()
+    return done
+
+
+def open_output(
+    path: Path, requests: list[Request], fingerprint: dict, overwrite: bool
+) -> tuple[int, dict[int, bytes]]:
+    """Make ``path`` ready for appending; return how many rows it holds, and the waiting rows by number.
 
     A partial last line (a cut run) is removed. UserError when its rows answer another input, or when it was made with
     another model or other settings: ``path``.meta.json keeps those, so that two models never share one file.
     """
-    meta_path = Path(f"{path}.meta.json")
+    meta_path, pending = Path(f"{path}.meta.json"), Path(f"{path}.pending.jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise UserError(f"{path}：这是一个目录，请给出文件路径。")
     if path.exists() and not overwrite:
+        if not path.is_file():  # /dev/null and the like hold nothing to go on from
+            return 0, {}
         _check_meta(path, meta_path, fingerprint)
-        return _count_rows(path, requests)
+        done = _count_rows(path, requests)
+        return done, _read_pending(pending, requests, done)
+    pending.unlink(missing_ok=True)
     path.write_bytes(b"")
     part = Path(f"{meta_path}.part")
     part.write_text(json.dumps(fingerprint, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     os.replace(part, meta_path)
-    return 0
+    return 0, {}
+
+
+def _read_pending(path: Path, requests: list[Request], done: int) -> dict[int, bytes]:
+    """Rows that were answered before their turn; a last one that was cut in writing is left out and asked again."""
+    if not path.exists():
+        return {}
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        path.write_bytes(whole)
+    entries = [line.partition(b"\t") for line in whole.splitlines(keepends=True)]
+    return {int(number): line for number, _, line in entries if done <= int(number) < len(requests)}
 
 
 def _check_meta(path: Path, meta_path: Path, fingerprint: dict) -> None:

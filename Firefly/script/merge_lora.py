@@ -166,13 +166,10 @@ def adapter_vocab_rows(adapter: Path) -> int | None:
         return None
     from safetensors import SafetensorError, safe_open
 
+    ends = ("embed_tokens.weight", "embed_tokens.base_layer.weight", "lm_head.weight")
     try:
         with safe_open(path, "pt") as file:
-            whole = [
-                k
-                for k in file.keys()
-                if k.endswith(("embed_tokens.weight", "embed_tokens.base_layer.weight", "lm_head.weight"))
-            ]
+            whole = [name for name in list(file.keys()) if name.endswith(ends)]
             return file.get_slice(whole[0]).get_shape()[0] if whole else None
     except SafetensorError as error:
         raise UserError(f"{path}：适配器权重损坏或不完整（{error}），请换一个 checkpoint。") from None

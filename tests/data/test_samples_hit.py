@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from LLM_data_gen.validation import check_sample, fingerprint
-from sft_data.dedup import near_duplicates, simhash
-from sft_data.quality import normalise
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
 KNOWLEDGE, FACTS = slice(0, 240), slice(240, 420)
@@ -166,11 +164,6 @@ def test_preparation_keeps_every_record_of_knowledge_and_facts(tmp_path):
     good = {row["text"] for row in RECORDS[:420]}
     assert good <= {row["text"] for row in kept}
     assert len(kept) == 420 + 8
-
-
-def test_facts_are_far_enough_apart_for_a_threshold_of_four():
-    bodies = [" ".join(map(normalise, split(row["text"]))) for row in RECORDS[:420]]
-    assert not near_duplicates([simhash(body) for body in bodies], 4).any()
 
 
 def test_readme_counts_are_those_of_the_files():

@@ -8,6 +8,7 @@ import torch
 from Firefly.component.checkpoint import load_causal_lm, load_tokenizer
 from Firefly.component.errors import UserError
 from Firefly.component.minicpm import is_minicpm, to_granite
+from scripts import tiny_pretrain
 from tests.conftest import CORPUS, load_script
 
 script = load_script("scripts/make_tiny_model.py")
@@ -65,7 +66,7 @@ def test_pretraining_lowers_the_loss(tmp_path):
 
 def test_every_second_document_is_a_chat_turn(tiny_minicpm):
     tokenizer = load_tokenizer(tiny_minicpm)
-    text = tokenizer.decode(script.pack(tokenizer, ["一。二。", "问？答。"], 4).flatten())
+    text = tokenizer.decode(tiny_pretrain.pack(tokenizer, ["一。二。", "问？答。"], 4).flatten())
     assert text.startswith("<s>一。二。</s><s><|im_start|>user\n问？<|im_end|>\n<|im_start|>assistant\n答。")
 
 
@@ -78,9 +79,9 @@ def test_corpus_forms(tmp_path):
     turns = '{"conversation_id": 1, "category": "G", "conversation": [{"human": "甲", "assistant": "乙"}]}'
     roles = '{"messages": [{"role": "user", "content": "丙"}]}'
     (tmp_path / "c.jsonl").write_text(f'{{"text": "{hit}"}}\n{turns}\n\n{roles}\n', encoding="utf-8")
-    assert list(script.read_corpus(tmp_path / "a.txt")) == ["一", "二"]
-    assert list(script.read_corpus(tmp_path / "b.json")) == ["问\n答"]
-    assert list(script.read_corpus(tmp_path / "c.jsonl")) == ["你好\n您好", "甲\n乙", "丙"]
+    assert list(tiny_pretrain.read_corpus(tmp_path / "a.txt")) == ["一", "二"]
+    assert list(tiny_pretrain.read_corpus(tmp_path / "b.json")) == ["问\n答"]
+    assert list(tiny_pretrain.read_corpus(tmp_path / "c.jsonl")) == ["你好\n您好", "甲\n乙", "丙"]
 
 
 @pytest.mark.parametrize(

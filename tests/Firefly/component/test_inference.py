@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from Firefly.component.errors import UserError
+from Firefly.component.errors import UserError, exit_cleanly
 from Firefly.component.inference import (
     Completion,
     Engine,
@@ -105,20 +105,28 @@ def test_rows_come_in_input_order_whatever_the_engine_does(tmp_path):
 
 
 def test_a_cut_run_goes_on_where_it_stopped(tmp_path):
+    """Cut after six answers, two of which wait for their turn: they are kept, and only four rows are asked again."""
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     requests = make_requests(10)
     answer_all(backwards_engine([]), requests, str(whole))
     with pytest.raises(KeyboardInterrupt):
         answer_all(backwards_engine([], stop_after=6), requests, str(cut))
     assert len(cut.read_text().splitlines()) == 4
-    with cut.open("a") as file:
-        file.write('{"prompt": "问4", "resp')
+    pending = tmp_path / "cut.jsonl.pending.jsonl"
+    assert pending.exists()
+    for path in (cut, pending):  # both torn in the middle of a line
+        with path.open("a") as file:
+            file.write('4\t{"prompt": "问4", "resp')
     asked: list[int] = []
-    assert answer_all(backwards_engine(asked), requests, str(cut)) == 6
-    assert sorted(asked) == [4, 5, 6, 7, 8, 9]
+    assert answer_all(backwards_engine(asked), requests, str(cut)) == 4
+    assert sorted(asked) == [4, 5, 8, 9]
     assert cut.read_bytes() == whole.read_bytes()
     assert answer_all(backwards_engine(asked := []), requests, str(cut)) == 0
     assert asked == []
+    assert sorted(path.name for path in tmp_path.iterdir() if "cut" in path.name) == [
+        "cut.jsonl",
+        "cut.jsonl.meta.json",
+    ]
 
 
 def test_an_output_of_another_input_or_model_is_refused_and_kept(tmp_path):
@@ -134,6 +142,15 @@ def test_an_output_of_another_input_or_model_is_refused_and_kept(tmp_path):
         answer_all(backwards_engine([], model="b"), make_requests(3), str(out))
     assert out.read_bytes() == before
     assert answer_all(backwards_engine([], model="b"), make_requests(3), str(out), overwrite=True) == 3
+
+
+def test_a_full_disk_is_one_sentence(capsys):
+    @exit_cleanly
+    def main(argv=None):
+        answer_all(backwards_engine([]), make_requests(3), "/dev/full")
+
+    assert main() == 2
+    assert "磁盘空间不足" in capsys.readouterr().err
 
 
 def parse(*argv: str) -> argparse.Namespace:

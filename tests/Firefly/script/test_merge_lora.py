@@ -173,3 +173,21 @@ def test_another_base_is_named(adapter, tmp_path, capsys):
     build = load_script("scripts/make_tiny_model.py").build_tiny_model
     other = build(tmp_path / "other", CORPUS, vocab_size=400, hidden_size=128, num_layers=1)
     assert "other" in refused(capsys, "--adapter", adapter, "--base", other, "--out", tmp_path / "merged")
+
+
+def test_relative_base_is_looked_for_from_firefly_too(tmp_path, monkeypatch):
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    (tmp_path / "Firefly").mkdir()
+    monkeypatch.setattr(merge_lora, "FIREFLY", tmp_path / "Firefly")
+    found = merge_lora.find_base(tmp_path, {"base_model_name_or_path": "../models/base"})
+    assert (tmp_path / "models" / "base").samefile(found)
+    assert merge_lora.find_base(tmp_path, {"base_model_name_or_path": "owner/name"}) == "owner/name"
+
+
+def test_qlora_adapter_is_said_to_be_one(adapter, tmp_path, capsys):
+    command = ["--adapter", str(adapter), "--out", str(tmp_path / "merged"), "--no-check", "--overwrite"]
+    assert merge_lora.main(command) == 0
+    assert "QLoRA" not in capsys.readouterr().err
+    (adapter / "train_args.json").write_text('{"train_mode": "qlora"}')
+    assert merge_lora.main(command) == 0
+    assert "QLoRA" in capsys.readouterr().err
