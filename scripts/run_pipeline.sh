@@ -53,6 +53,7 @@ trap '[ -n "$TEACHER_PID" ] && kill "$TEACHER_PID" 2>/dev/null; true' EXIT
 
 CHAIN=""   # grows with every command: a stage whose settings, or those before it, changed is done again
 redo=""
+now() { local t=${EPOCHREALTIME:-$(date +%s)}; echo "${t/,/.}"; }
 say() { printf '\n\033[1m%s\033[0m\n' "$*" >&2; }
 
 # stage NAME INPUT RESULT : announce a stage; false when it is finished already. Call finish when it is done.
@@ -71,11 +72,11 @@ stage() {
     redo=1
     rm -f "$marker"
     say "[$NAME]"
-    STARTED=$(date +%s.%N)
+    STARTED=$(now)
 }
 finish() {
     local seconds
-    seconds=$(echo "$(date +%s.%N) $STARTED" | awk '{printf "%.1f", $1 - $2}')
+    seconds=$(echo "$(now) $STARTED" | awk '{printf "%.1f", $1 - $2}')
     printf '%s\n%s\n' "$CHAIN" "$seconds" > "$RUN/.done/$NAME"
     printf '%s\t%s\t%s\t%s\n' "$NAME" "$INPUT" "$RESULT" "$seconds" >> "$RUN/stages.tsv"
 }
@@ -123,6 +124,7 @@ if stage prepare "$HIT,$GENERAL" "$MIX" "${PREP_ARGS[@]}"; then
     finish
 fi
 
+GENERAL_CONVERSATION=$RUN/general_conversation.jsonl
 S1=$RUN/stage1_conversation.jsonl S2=$RUN/stage2_conversation.jsonl EVAL=$RUN/eval_conversation.jsonl
 if stage convert "$MIX" "$S1" convert; then
     run "$PY" chatml2conversation.py --in "$MIX" --out "$S1"
@@ -138,9 +140,12 @@ if [ -n "${MODEL:-}" ]; then
 else
     BASE=$RUN/tiny-minicpm MODE=${TRAIN_MODE:-lora}
     ARGS_FILE=train_args/sft/$MODE/tiny-minicpm-sft-$MODE.json
-    if stage model "$GENERAL" "$BASE" --pretrain-steps 200; then
+    # The tokenizer may see every training text; the base learns its little Chinese from the general ones alone.
+    TINY_ARGS=(--corpus "$GENERAL_CONVERSATION" --vocab-corpus "$S1" --pretrain-steps 150)
+    if stage model "$GENERAL_CONVERSATION" "$BASE" "${TINY_ARGS[@]}"; then
         aside "$BASE"
-        run "$PY" scripts/make_tiny_model.py --out "$BASE" --corpus "$S1" --pretrain-steps 200
+        run "$PY" chatml2conversation.py --in "$MIX" --out "$GENERAL_CONVERSATION" --only-source firefly
+        run "$PY" scripts/make_tiny_model.py --out "$BASE" "${TINY_ARGS[@]}"
         finish
     fi
 fi
@@ -156,7 +161,9 @@ train_stage() {
     local n=$1 data=$2 base=$3 out=$RUN/stage$1
     local args=(--train_args_file "$ARGS_FILE" --model_name_or_path "$base" --train_file "$HERE/$data"
         --eval_file "$HERE/$EVAL" --output_dir "$HERE/$out")
-    if stage "train$n" "$data" "$out/train_results.json" "$n" "$base" "$(cksum "Firefly/$ARGS_FILE")"; then
+    # The tiny model, which knows nothing yet, needs to see the few HIT records more often than a real one would.
+    if [ "$n" = 2 ] && [ -z "${MODEL:-}" ]; then args+=(--num_train_epochs 8); fi
+    if stage "train$n" "$data" "$out/train_results.json" "${args[@]}" "$(cksum "Firefly/$ARGS_FILE")"; then
         aside "$out"
         if compgen -G "$out/checkpoint-*" > /dev/null; then args+=(--resume_from_checkpoint_path "$HERE/$out"); fi
         echo "\$ cd Firefly" >&2

@@ -25,8 +25,7 @@ def setup_logging(output_dir: str | Path, is_main: bool = True) -> logging.Logge
 
 
 def quiet_libraries() -> None:
-    """Keep libraries' chatter and, where stderr is no terminal, their progress bars out of the way."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # speaks of optional kernels at import
+    """Keep libraries' progress bars quiet where stderr is no terminal."""
     from transformers.utils import logging as transformers_logging
 
     if not sys.stderr.isatty():

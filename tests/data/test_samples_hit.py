@@ -10,7 +10,7 @@ import pytest
 from LLM_data_gen.validation import check_sample, fingerprint
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
-KNOWLEDGE, FACTS = slice(0, 240), slice(240, 420)
+KNOWLEDGE, FACTS = slice(0, 240), slice(240, 540)
 DEMO_PREFIX = "过滤演示："
 
 # Per demonstration topic: what generation rejects, what preparation drops of the rest, how many good records remain.
@@ -86,16 +86,16 @@ RECORDS = read_lines("hit_samples.jsonl")
 def test_topics_file_lists_the_topics_in_the_order_of_the_records():
     topics = (SAMPLES / "topics.txt").read_text(encoding="utf-8").splitlines()
     assert topics == list(dict.fromkeys(row["topic"] for row in RECORDS))
-    assert len(topics) == 74
+    assert len(topics) == 94
     assert all(set(row) == {"topic", "text"} for row in RECORDS)
 
 
 def test_knowledge_and_facts_have_six_records_a_topic():
-    for part, topics in ((KNOWLEDGE, 40), (FACTS, 30)):
+    for part, topics in ((KNOWLEDGE, 40), (FACTS, 50)):
         sizes = Counter(row["topic"] for row in RECORDS[part])
         assert (len(sizes), set(sizes.values())) == (topics, {6})
-    assert {row["topic"] for row in RECORDS[420:]} == set(DEMO)
-    assert len(RECORDS) == 240 + 180 + 38
+    assert {row["topic"] for row in RECORDS[540:]} == set(DEMO)
+    assert len(RECORDS) == 240 + 300 + 38
 
 
 @pytest.mark.parametrize(("part", "user_max", "output_max"), [(KNOWLEDGE, 300, 220), (FACTS, 60, 110)])
@@ -114,11 +114,11 @@ def test_knowledge_answers_and_questions_all_differ():
     assert max(likeness(a[2], b[2]) for a, b in combinations(parts, 2)) < 0.3
 
 
-def test_facts_have_one_system_text_and_one_answer_each_under_sixty_questions():
+def test_facts_have_one_system_text_and_one_answer_each_under_a_hundred_questions():
     parts = [split(row["text"]) for row in RECORDS[FACTS]]
     assert len({system for system, _, _ in parts}) == 1
-    assert sorted(Counter(answer for _, _, answer in parts).values()) == [60, 60, 60]
-    assert max(likeness(a[1], b[1]) for a, b in combinations(parts, 2)) < 0.75
+    assert sorted(Counter(answer for _, _, answer in parts).values()) == [100, 100, 100]
+    assert max(likeness(a[1], b[1]) for a, b in combinations(parts, 2)) < 0.6
     for question in read_lines("questions.jsonl"):
         right = {answer for _, _, answer in parts if all(word in answer for word in question["must_contain"])}
         assert len(right) == 1, question["id"]
@@ -158,16 +158,16 @@ def test_demonstration_topics_are_filtered_as_they_say(topic, tmp_path):
 
 def test_preparation_keeps_every_record_of_knowledge_and_facts(tmp_path):
     rows = [row for topic in dict.fromkeys(r["topic"] for r in RECORDS) for row in generated(topic)[0]]
-    assert len(rows) == 74 * 6
+    assert len(rows) == 94 * 6
     kept, counts = prepare(rows, tmp_path)
     assert counts["dropped"] == {"pii_phone": 6, "pii_email": 6, "duplicate": 2, "near_duplicate": 2}
-    good = {row["text"] for row in RECORDS[:420]}
+    good = {row["text"] for row in RECORDS[:540]}
     assert good <= {row["text"] for row in kept}
-    assert len(kept) == 420 + 8
+    assert len(kept) == 540 + 8
 
 
 def test_readme_counts_are_those_of_the_files():
     readme = (SAMPLES / "README.md").read_text(encoding="utf-8")
     assert f"| {len(RECORDS)} |" in readme
-    assert "| 74 |" in readme
+    assert "| 94 |" in readme
     assert all(topic.removeprefix(DEMO_PREFIX) in readme for topic in DEMO)
