@@ -56,7 +56,9 @@ def build_model(folder: Path, texts: list[str]) -> Path:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     texts = Path(args.train_file).read_text(encoding="utf-8").splitlines()[:500]
-    print("| 参数文件 | 秒/步 | 目标 token/s | 峰值内存 GiB | 首步损失 | 末步损失 |\n| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| 参数文件 | 秒/步 | 目标 token/s | 峰值内存 GiB | 首步损失 | 末步损失 |\n| --- | --- | --- | --- | --- | --- |"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         model = build_model(Path(scratch) / "model", texts)
         for mode in args.modes:
@@ -69,12 +71,18 @@ def main(argv: list[str] | None = None) -> int:
                 "logging_steps": 1,
             }
             flags = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
-            subprocess.run([sys.executable, "train.py", "--train_args_file", name, *flags], cwd=ROOT / "Firefly", check=True)
+            subprocess.run(
+                [sys.executable, "train.py", "--train_args_file", name, *flags], cwd=ROOT / "Firefly", check=True
+            )
             result = json.loads((out / "train_results.json").read_text())
             history = json.loads((out / "trainer_state.json").read_text())["log_history"]
             losses = [entry["loss"] for entry in history if "loss" in entry]
             peak = result.get("peak_gpu_allocated_gib", result["peak_rss_gib"])
-            row = [name, f"{result['train_runtime'] / args.steps:.1f}", f"{result['train_target_tokens_per_second']:.0f}"]
+            row = [
+                name,
+                f"{result['train_runtime'] / args.steps:.1f}",
+                f"{result['train_target_tokens_per_second']:.0f}",
+            ]
             print("| " + " | ".join([*row, f"{peak:.2f}", f"{losses[0]:.3f}", f"{losses[-1]:.3f}"]) + " |", flush=True)
     return 0
 

@@ -162,7 +162,7 @@ train_stage() {
     local args=(--train_args_file "$ARGS_FILE" --model_name_or_path "$base" --train_file "$HERE/$data"
         --eval_file "$HERE/$EVAL" --output_dir "$HERE/$out")
     # The tiny model, which knows nothing yet, needs to see the few HIT records more often than a real one would.
-    if [ "$n" = 2 ] && [ -z "${MODEL:-}" ]; then args+=(--num_train_epochs 8); fi
+    if [ "$n" = 2 ] && [ -z "${MODEL:-}" ]; then args+=(--num_train_epochs 7); fi
     if stage "train$n" "$data" "$out/train_results.json" "${args[@]}" "$(cksum "Firefly/$ARGS_FILE")"; then
         aside "$out"
         if compgen -G "$out/checkpoint-*" > /dev/null; then args+=(--resume_from_checkpoint_path "$HERE/$out"); fi

@@ -57,7 +57,12 @@ def test_help_answers_from_any_folder_without_heavy_imports(script, tmp_path):
     command = [sys.executable, "-X", "importtime", str(ROOT / script), "--help"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert time.monotonic() - started < 3
-    heavy = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()} & {"torch", "transformers", "numpy", "aiohttp"}
+    heavy = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()} & {
+        "torch",
+        "transformers",
+        "numpy",
+        "aiohttp",
+    }
     assert not heavy
     assert any("一" <= c <= "鿿" for c in result.stdout)
 
