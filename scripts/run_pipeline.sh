@@ -19,6 +19,7 @@ usage() {
   FIREFLY_JSON     开源数据文件，例如 data/raw/firefly_no_belle.json
   MODEL            底座模型：本地目录，或 openbmb/MiniCPM4-0.5B；USE_MODELSCOPE=1 从 ModelScope 下载
   TRAIN_MODE       qlora（默认）、lora 或 full；GPUS=N 用 deepspeed 在 N 张卡上训练
+  TRAIN_ARGS       换用 Firefly/ 下的另一份训练参数，例如 train_args/sft/qlora/qwen3-0.6b-sft-qlora.json
   HIT_RATIO TOTAL  混合时 HIT 数据的占比（默认 0.4）与总条数（默认全部）
   RUN_DIR          结果目录（样例默认 work/sample，真实运行默认 work/run）
 EOF
@@ -136,7 +137,7 @@ fi
 # ---- model: the one that was named, or a tiny one made here ---------------------------------------------------------
 if [ -n "${MODEL:-}" ]; then
     BASE=$MODEL MODE=${TRAIN_MODE:-qlora}
-    ARGS_FILE=train_args/sft/$MODE/minicpm4-0.5b-sft-$MODE.json
+    ARGS_FILE=${TRAIN_ARGS:-train_args/sft/$MODE/minicpm4-0.5b-sft-$MODE.json}
 else
     BASE=$RUN/tiny-minicpm MODE=${TRAIN_MODE:-lora}
     ARGS_FILE=train_args/sft/$MODE/tiny-minicpm-sft-$MODE.json
@@ -149,11 +150,13 @@ else
         finish
     fi
 fi
-[ -d "$BASE" ] && BASE=$(cd "$BASE" && pwd)
+if [ -d "$BASE" ]; then BASE=$(cd "$BASE" && pwd); fi
 if [ ! -f "Firefly/$ARGS_FILE" ]; then
-    echo "错误：TRAIN_MODE=$MODE：没有 Firefly/$ARGS_FILE，请用 qlora、lora 或 full。" >&2
+    echo "错误：没有 Firefly/$ARGS_FILE，请检查 TRAIN_MODE（qlora、lora 或 full）或 TRAIN_ARGS。" >&2
     exit 2
 fi
+value_of() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" "Firefly/$ARGS_FILE"; }
+MODE=$(value_of train_mode) TEMPLATE=$(value_of template_name)
 HERE=$(pwd)
 
 # train STAGE DATA BASE : one training stage, then its merge. A run that was cut goes on from its last checkpoint.
@@ -194,7 +197,7 @@ M2=$MERGED
 MODELS=("base=$BASE" "stage1=$M1" "stage2=$M2")
 if stage evaluate "$EVAL" "$RUN/evaluate" "${MODELS[@]}"; then
     aside "$RUN/evaluate"
-    run "$PY" Firefly/script/evaluate/evaluate.py --models "${MODELS[@]}" --eval-file "$EVAL" --template-name minicpm4 \
+    run "$PY" Firefly/script/evaluate/evaluate.py --models "${MODELS[@]}" --eval-file "$EVAL" --template-name "$TEMPLATE" \
         --generate 16 --out "$RUN/evaluate"
     finish
 fi

@@ -10,10 +10,10 @@ logger = logging.getLogger("firefly")
 
 
 def setup_logging(output_dir: str | Path, is_main: bool = True) -> logging.Logger:
-    """Send messages to stderr and to ``output_dir``/train.log; ranks other than 0 are quiet below warnings."""
+    """Send messages to stderr and to ``output_dir``/train.log; ranks other than 0 say errors only."""
     logger.handlers.clear()
     logger.propagate = False
-    logger.setLevel(logging.INFO if is_main else logging.WARNING)
+    logger.setLevel(logging.INFO if is_main else logging.ERROR)
     stamp = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if is_main:
