@@ -167,9 +167,7 @@ def fit_to_machine(values: dict[str, Any]) -> list[str]:
         values.update(bf16=False, fp16=True)
         notices.append(f"{torch.cuda.get_device_name()} 不支持 bf16，改用 fp16。")
     if values.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
-        raise UserError(
-            "deepspeed 没有安装：请先 pip install deepspeed；单卡不需要它，可在命令行加 --deepspeed null。"
-        )
+        raise UserError("deepspeed 没有安装：请先 pip install deepspeed；单卡不需要它，可在命令行加 --deepspeed null。")
     return notices
 
 

@@ -1,6 +1,7 @@
 """train.py on a real tiny MiniCPM: what it writes, what it promises about the loss, and how it answers bad input."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -231,6 +232,25 @@ def test_ctrl_c_saves_a_checkpoint_that_resumes(train_main, write_args, tmp_path
     more = ["--max_steps", str(step + 1), "--resume_from_checkpoint_path", str(tmp_path / "out")]
     assert train_main(["--train_args_file", args, *more]) == 0
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == step + 1
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(train_main, write_args, tmp_path):
+    """torchrun on gloo: the same global batch gives the same losses; no held-out record counts twice (5 over 2)."""
+    records = [conversation(i, turns=1 + i % 3) for i in range(16)]
+    eval_file = tmp_path / "eval.jsonl"
+    eval_file.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records[:5]))
+    same = {"max_steps": 3, "train_sampling_strategy": "sequential", "eval_file": str(eval_file), "lora_dropout": 0.0}
+    args = write_args(records, **same, per_device_train_batch_size=4, output_dir=str(tmp_path / "one"))
+    assert train_main(["--train_args_file", args]) == 0
+    args = write_args(records, **same, per_device_train_batch_size=2, output_dir=str(tmp_path / "two"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*launch, "--train_args_file", args], cwd=ROOT / "Firefly", check=True, env=env, timeout=180)
+    assert logged(tmp_path / "two", "loss") == pytest.approx(logged(tmp_path / "one", "loss"), rel=1e-4)
+    one, two = (json.loads((tmp_path / n / "train_results.json").read_text()) for n in ("one", "two"))
+    assert two["eval_target_tokens"] == one["eval_target_tokens"]
+    assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-4)
 
 
 @pytest.mark.slow
