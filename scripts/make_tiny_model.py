@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from Firefly.component.errors import UserError, exit_cleanly
+from Firefly.component.minicpm import write_json
 from scripts.tiny_pretrain import pretrain, read_corpus
 
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<|im_end|>", "<|im_start|>"]
@@ -124,7 +125,7 @@ def build_tiny_model(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     tokenizer = train_tokenizer([*texts, *vocab_texts], vocab_size)
-    _write_json(part / "config.json", minicpm_config(len(tokenizer), hidden_size, num_layers, dtype))
+    write_json(part / "config.json", minicpm_config(len(tokenizer), hidden_size, num_layers, dtype))
     model = GraniteForCausalLM(load_config(part)).float()
     _draw_weights(model, seed, layer_std)
     if pretrain_steps > 0:
@@ -226,10 +227,6 @@ def _draw_weights(model: Any, seed: int, layer_std: float) -> None:
                 weight.fill_(1.0)
             else:
                 weight.normal_(0.0, 0.1 if "embed_tokens" in name else layer_std, generator=generator)
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

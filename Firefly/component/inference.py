@@ -140,18 +140,22 @@ def check_flags(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} 是 {value}，应{bounds}，请修改。")
 
 
-def read_requests(path: str | os.PathLike, system: str | None = None) -> list[Request]:
-    """Read a JSONL file of questions; UserError names the first line that is none by file:line."""
-    requests, references = [], 0
+def read_lines(path: str | os.PathLike, missing: str) -> Iterator[tuple[str, dict]]:
+    """Yield (file:line, object) for each line that is not blank; UserError says ``missing`` when there is no file."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}：找不到输入文件，请检查 --input 的路径。") from None
+        raise UserError(missing) from None
     for number, raw in enumerate(data.split(b"\n"), 1):
-        if not raw.strip():
-            continue
-        where = f"{path}:{number}"
-        fields = parse_line(raw, where)
+        if raw.strip():
+            where = f"{path}:{number}"
+            yield where, parse_line(raw, where)
+
+
+def read_requests(path: str | os.PathLike, system: str | None = None) -> list[Request]:
+    """Read a JSONL file of questions; UserError names the first line that is none by file:line."""
+    requests, references = [], 0
+    for where, fields in read_lines(path, f"{path}：找不到输入文件，请检查 --input 的路径。"):
         messages, had_reference = build_messages(fields, system, where)
         references += had_reference
         requests.append(Request(len(requests), messages, fields, where))

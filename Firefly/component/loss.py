@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-IGNORE_INDEX = -100
+from .prompt import IGNORE_INDEX
 
 # Architectures whose logits are lm_head(last hidden state), times the factor given: tests hold each to its own forward.
 LOGITS_SCALE = {

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # Firefly/, wherever this is called from
 
 from component.errors import UserError, exit_cleanly
-from component.inference import Request, parse_line
+from component.inference import Request, read_lines
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,7 @@ def read_records(path: str) -> list[Record]:
     from component.prompt import record_to_messages
 
     records = []
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}：找不到评估文件，请检查 --eval-file 的路径。") from None
-    for number, raw in enumerate(data.split(b"\n"), 1):
-        if not raw.strip():
-            continue
-        where = f"{path}:{number}"
-        fields = parse_line(raw, where)
+    for where, fields in read_lines(path, f"{path}：找不到评估文件，请检查 --eval-file 的路径。"):
         try:
             messages = record_to_messages(fields)
         except ValueError as error:
