@@ -75,12 +75,13 @@ def load_data(custom: Any, args: Any, tokenizer: Any) -> tuple[Any, Any]:
 
 def build_trainer(custom: Any, args: Any) -> Any:
     """Load tokenizer, data and model, cheapest first, so that bad input is answered before the model loads."""
+    from component.callbacks import SaveOnInterrupt
     from component.checkpoint import load_tokenizer
     from component.collator import pad_batch
     from component.loss import install_target_loss
     from component.model import load_for_training
     from component.template import use_template
-    from component.trainer import SaveOnInterrupt, SFTTrainer
+    from component.trainer import SFTTrainer
     from component.utils import logger
     from transformers import set_seed
 
@@ -115,7 +116,8 @@ def stop_token_ids(tokenizer: Any, model: Any, stop_word: str | None) -> list[in
 
 def run(trainer: Any, custom: Any, args: Any) -> dict[str, Any]:
     """Train, save, evaluate. Returns what goes to train_results.json."""
-    from component.trainer import SaveOnInterrupt, find_checkpoint, refuse_finished
+    from component.callbacks import SaveOnInterrupt
+    from component.saving import find_checkpoint, refuse_finished
     from component.utils import logger, peak_memory_gib
 
     checkpoint = None
@@ -157,7 +159,9 @@ def main(argv: list[str] | None = None) -> int:
     from component.utils import is_main_process, quiet_libraries, setup_logging
 
     quiet_libraries()
-    from component.argument import build_arguments, fit_to_machine, read_train_args
+    from component.argument import build_arguments
+    from component.config import read_train_args
+    from component.machine import fit_to_machine
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     values, notices = read_train_args(known.train_args_file, overrides)

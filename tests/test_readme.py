@@ -54,7 +54,7 @@ def test_the_script_takes_the_command(call, monkeypatch):
     spec.loader.exec_module(module)
     args, rest = module.build_parser().parse_known_args(call[1:])
     if call[0] == "Firefly/train.py":  # the rest are keys of the JSON
-        from Firefly.component.argument import read_train_args
+        from Firefly.component.config import read_train_args
 
         read_train_args(str(ROOT / "Firefly" / args.train_args_file), rest)
     else:

@@ -1,18 +1,14 @@
 """transformers' Trainer, with the loss, the saving and the stopping that this project promises."""
 
-import math
-import signal
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from .errors import UserError
+from .callbacks import Bar, LogMetrics, StopOnNan
 from .prompt import IGNORE_INDEX
-from .utils import logger
 
 
 class SFTTrainer(Trainer):
@@ -78,94 +74,3 @@ class SFTTrainer(Trainer):
         self.tokenizer.save_pretrained(output_dir)
         base.generation_config.eos_token_id = self.stop_ids
         base.generation_config.save_pretrained(output_dir)
-
-
-class Bar(ProgressCallback):
-    """The progress bar alone: what was logged is written by LogMetrics."""
-
-    def on_log(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
-class LogMetrics(TrainerCallback):
-    """Each logged figure as one line, on stderr and in train.log."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and logs:
-            shown = {k: v for k, v in logs.items() if k not in ("total_flos", "epoch")}
-            figures = "  ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
-            logger.info(f"步 {state.global_step}/{state.max_steps}（{state.epoch or 0:.2f} 轮）  {figures}")
-
-
-class StopOnNan(TrainerCallback):
-    """A run whose loss or gradient is no number learns nothing more: stop, and say what usually mends it."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        for key in ("loss", "grad_norm"):
-            value = (logs or {}).get(key)
-            if value is not None and not math.isfinite(value):
-                half = "fp16 改为 bf16；" if args.fp16 else ""
-                raise UserError(
-                    f"第 {state.global_step} 步的 {key} 是 {value}，训练已停止（之前的 checkpoint 都在 {args.output_dir}）。"
-                    f"请依次尝试：{half}把 learning_rate（现为 {args.learning_rate:g}）降到十分之一；"
-                    f"设 max_grad_norm 为 0.3（现为 {args.max_grad_norm:g}）；增加 warmup_steps；检查数据里有无异常长的记录。"
-                )
-
-
-class SaveOnInterrupt(TrainerCallback):
-    """First Ctrl-C (or SIGTERM): finish the step, save a checkpoint, stop. Second: stop at once."""
-
-    def __init__(self) -> None:
-        self.interrupted = False
-        self._previous: dict[int, Any] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._on_signal)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.restore()
-
-    def restore(self) -> None:
-        while self._previous:
-            signal.signal(*self._previous.popitem())
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.interrupted:
-            control.should_save = control.should_training_stop = True
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
-        logger.warning("收到中断信号：做完这一步、存好 checkpoint 后停止；再按一次立即停止。")
-
-
-def find_checkpoint(path: str) -> Path:
-    """Return the checkpoint-N folder that ``path`` is, or the newest one in it."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(f"resume_from_checkpoint_path={path}：目录不存在，请检查路径。")
-    if (folder / "trainer_state.json").exists() and folder.name.startswith("checkpoint-"):
-        return folder
-    found = [f for f in folder.glob("checkpoint-*") if (f / "trainer_state.json").exists()]
-    if not found:
-        raise UserError(
-            f"resume_from_checkpoint_path={path}：里面没有 checkpoint-N（要有 trainer_state.json），无法续训；"
-            "要从头训练请删去这个键，要在训好的模型上做第二阶段请改 model_name_or_path 或 adapter_name_or_path。"
-        )
-    return max(found, key=lambda f: int(f.name.rpartition("-")[2]))
-
-
-def refuse_finished(trainer: Trainer, checkpoint: Path) -> None:
-    """Resuming a finished run would train zero steps and report a loss of 0.0: say what to do instead."""
-    from transformers.trainer_callback import TrainerState
-
-    done = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
-    max_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
-    if done >= max_steps:
-        raise UserError(
-            f"{checkpoint}：这次训练共 {max_steps} 步，checkpoint 已到第 {done} 步，没有剩下的步数可续。"
-            "要继续训练更久，请调大 num_train_epochs 或 max_steps；要做第二阶段，请先用 script/merge_lora.py 合并，"
-            "再把 model_name_or_path 指向合并后的目录（或用 adapter_name_or_path 接着训练这个适配器）。"
-        )

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from Firefly.component.argument import CustomizedArguments, build_arguments, read_train_args
+from Firefly.component.argument import CustomizedArguments, build_arguments
+from Firefly.component.config import read_train_args
 from Firefly.component.template import TEMPLATES
 
 FIREFLY = Path(__file__).resolve().parents[2] / "Firefly"

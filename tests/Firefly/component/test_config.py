@@ -2,15 +2,10 @@ import json
 
 import pytest
 
-from Firefly.component.argument import (
-    build_arguments,
-    check_keys,
-    fit_to_machine,
-    parse_overrides,
-    read_train_args,
-    translate_old_keys,
-)
+from Firefly.component.argument import build_arguments
+from Firefly.component.config import check_keys, parse_overrides, read_train_args, translate_old_keys
 from Firefly.component.errors import UserError
+from Firefly.component.machine import fit_to_machine
 
 MINIMAL = {"train_file": "d.jsonl", "model_name_or_path": "m", "output_dir": "o"}
 

@@ -1,0 +1,71 @@
+"""What happens around a training step: the bar, the log, stopping on NaN or on a signal."""
+
+import math
+import signal
+from typing import Any
+
+from transformers import ProgressCallback, TrainerCallback
+
+from .errors import UserError
+from .utils import logger
+
+
+class Bar(ProgressCallback):
+    """The progress bar alone: what was logged is written by LogMetrics."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+class LogMetrics(TrainerCallback):
+    """Each logged figure as one line, on stderr and in train.log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            shown = {k: v for k, v in logs.items() if k not in ("total_flos", "epoch")}
+            figures = "  ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+            logger.info(f"步 {state.global_step}/{state.max_steps}（{state.epoch or 0:.2f} 轮）  {figures}")
+
+
+class StopOnNan(TrainerCallback):
+    """A run whose loss or gradient is no number learns nothing more: stop, and say what usually mends it."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        for key in ("loss", "grad_norm"):
+            value = (logs or {}).get(key)
+            if value is not None and not math.isfinite(value):
+                half = "fp16 改为 bf16；" if args.fp16 else ""
+                raise UserError(
+                    f"第 {state.global_step} 步的 {key} 是 {value}，训练已停止（之前的 checkpoint 都在 {args.output_dir}）。"
+                    f"请依次尝试：{half}把 learning_rate（现为 {args.learning_rate:g}）降到十分之一；"
+                    f"设 max_grad_norm 为 0.3（现为 {args.max_grad_norm:g}）；增加 warmup_steps；检查数据里有无异常长的记录。"
+                )
+
+
+class SaveOnInterrupt(TrainerCallback):
+    """First Ctrl-C (or SIGTERM): finish the step, save a checkpoint, stop. Second: stop at once."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._on_signal)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        logger.warning("收到中断信号：做完这一步、存好 checkpoint 后停止；再按一次立即停止。")
