@@ -12,7 +12,6 @@ import functools
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +74,10 @@ def load_data(custom: Any, args: Any, tokenizer: Any) -> tuple[Any, Any]:
 
 def build_trainer(custom: Any, args: Any) -> Any:
     """Load tokenizer, data and model, cheapest first, so that bad input is answered before the model loads."""
+    from component.attention import use_flat_rows
     from component.callbacks import SaveOnInterrupt
     from component.checkpoint import load_tokenizer
-    from component.collator import pad_batch
+    from component.collator import flatten_batch, pad_batch
     from component.loss import install_target_loss
     from component.model import load_for_training
     from component.template import use_template
@@ -94,12 +94,13 @@ def build_trainer(custom: Any, args: Any) -> Any:
         logger.warning(
             f"{model.config.model_type}：没有只算目标 token 的快速损失，改算完整 logits，结果相同但更占内存。"
         )
+    flat = use_flat_rows(model, custom.attn_implementation, custom.padding_free)
     return SFTTrainer(
         model=model,
         args=args,
         train_dataset=train_data,
         eval_dataset=eval_data,
-        data_collator=functools.partial(pad_batch, pad_token_id=tokenizer.pad_token_id),
+        data_collator=flatten_batch if flat else functools.partial(pad_batch, pad_token_id=tokenizer.pad_token_id),
         callbacks=[SaveOnInterrupt()],
         tokenizer=tokenizer,
         stop_ids=stop_token_ids(tokenizer, model, stop_word),
@@ -126,24 +127,19 @@ def run(trainer: Any, custom: Any, args: Any) -> dict[str, Any]:
         refuse_finished(trainer, checkpoint)
         logger.info(f"从 {checkpoint} 继续训练")
     interrupt = next(c for c in trainer.callback_handler.callbacks if isinstance(c, SaveOnInterrupt))
-    started = time.monotonic()
     try:
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         interrupt.restore()
     if interrupt.interrupted:
         raise KeyboardInterrupt
-    seconds = time.monotonic() - started
     data = trainer.train_dataset
-    all_tokens, target_tokens = data.count_tokens()
-    epochs = trainer.state.epoch or 0
     metrics = {
         **result.metrics,
         "train_records": len(data),
         "dropped": dict(data.dropped),
         "truncated": data.n_truncated,
-        "train_tokens_per_second": round(all_tokens * epochs / seconds, 1),
-        "train_target_tokens_per_second": round(target_tokens * epochs / seconds, 1),
+        **trainer.meter.figures(args.world_size),
         **peak_memory_gib(),
     }
     trainer.save_model(args.output_dir)

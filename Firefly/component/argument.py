@@ -86,6 +86,8 @@ def build_arguments(values: dict[str, Any], path: str) -> tuple[CustomizedArgume
     rest["remove_unused_columns"] = False  # our batches hold just what the model takes
     rest["logging_nan_inf_filter"] = False  # a NaN must be seen, see trainer.py
     try:
-        return custom, TrainingArguments(**rest)
+        args = TrainingArguments(**rest)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: transformers 不接受这些参数：{error}") from None
+    args._n_gpu = min(args.n_gpu, 1)  # several GPUs need a launcher: DataParallel would cut a flat row in pieces
+    return custom, args

@@ -1,9 +1,10 @@
 """Cross-entropy on the target tokens alone: sum over them, divided by the targets of the whole accumulated batch.
 
-Prompt tokens have no loss, so their logits are never computed, and the logits of the targets are made chunk by chunk
-and made again in the backward pass: with 73,448 tokens of vocabulary the logits are the memory. Dividing by
-``num_items_in_batch`` makes accumulation 1, 4 and 8 the same step; a model that ignores it has its loss and gradient
-multiplied by the accumulation count.
+Prompt tokens have no loss, so their logits are never computed, and the targets' logits exist a chunk at a time: with
+73,448 tokens of vocabulary the logits are the memory. Where the output layer is a plain matrix, a chunk's gradient is
+taken at once, in the forward pass, so that its logits are computed once and not again for the backward pass (the idea
+of Liger's fused loss, arXiv 2410.10989; Granite has none there). Dividing by ``num_items_in_batch`` makes accumulation
+1, 4 and 8 the same step; a model that ignores it has loss and gradient multiplied by the accumulation count.
 """
 
 import types
@@ -21,12 +22,60 @@ LOGITS_SCALE = {
     "granite": lambda config: 1.0 / config.logits_scaling,
     **dict.fromkeys(("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "phi3", "bloom"), lambda config: 1.0),
 }
+CHUNK_BYTES = 64 << 20  # of float32 logits: 228 rows at MiniCPM4's vocabulary
 
 
-def chunked_cross_entropy(
-    hidden: torch.Tensor, targets: torch.Tensor, lm_head: torch.nn.Module, scale: float, chunk_tokens: int = 1024
+def chunk_rows(vocab_size: int) -> int:
+    """Rows of logits held at a time. Fewer make matrix products slow, more only cost memory."""
+    return max(128, CHUNK_BYTES // (4 * vocab_size))
+
+
+class _LossOfMatrix(torch.autograd.Function):
+    """Summed cross-entropy of ``hidden @ weight.T``, whose gradients are made chunk by chunk in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, scale: float, rows: int
+    ) -> torch.Tensor:
+        """hidden: (targets, hidden_size), any float dtype; weight: (vocab_size, hidden_size); targets: (targets,)."""
+        dtype = _compute_dtype(hidden)
+        matrix = weight.to(dtype)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(targets), rows):
+                part = slice(start, start + rows)
+                states, wanted = (hidden[part] * scale).to(dtype), targets[part, None]
+                log_p = F.log_softmax((states @ matrix.T).float(), dim=-1)
+                total -= log_p.gather(1, wanted).sum()
+                if grad_hidden is None and grad_weight is None:
+                    continue
+                slope = log_p.exp_().scatter_add_(1, wanted, log_p.new_full(wanted.shape, -1.0)).to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[part] = (slope @ matrix) * scale
+                if grad_weight is not None and dtype == torch.float32:
+                    grad_weight.addmm_(slope.T, states)
+                elif grad_weight is not None:
+                    grad_weight += slope.T @ states
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * grad
+        if grad_weight is not None:
+            grad_weight = (grad_weight * grad).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None, None
+
+
+def target_cross_entropy(
+    hidden: torch.Tensor, targets: torch.Tensor, lm_head: torch.nn.Module, scale: float, rows: int | None = None
 ) -> torch.Tensor:
-    """Return the summed cross-entropy of ``targets``, never holding more than ``chunk_tokens`` rows of logits.
+    """Return the summed cross-entropy of ``targets``, never holding more than ``rows`` rows of logits.
 
     Args:
         hidden: (num_targets, hidden_size), the states that predict the targets.
@@ -34,26 +83,46 @@ def chunked_cross_entropy(
         lm_head: maps hidden to (num_targets, vocab_size).
         scale: multiplies the logits.
     """
+    if targets.numel() == 0:  # keeps the graph whole, so that DDP ranks without targets still take part
+        return hidden.sum() * 0.0
+    weight = plain_matrix(lm_head)
+    if weight is not None and _compute_dtype(hidden) != torch.float16:  # float16 needs the loss scaled before it
+        weight = weight if torch.is_grad_enabled() else weight.detach()
+        return _LossOfMatrix.apply(hidden, weight, targets, scale, rows or chunk_rows(len(weight)))
 
     def chunk_loss(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(lm_head(h).float() * scale, t, reduction="sum")
 
-    if targets.numel() == 0:  # keeps the graph whole, so that DDP ranks without targets still take part
-        return hidden.sum() * 0.0
-    if targets.numel() <= chunk_tokens or not torch.is_grad_enabled():
-        return sum(
-            chunk_loss(h, t) for h, t in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
-        )
-    return sum(
-        checkpoint(chunk_loss, h, t, use_reentrant=False)
-        for h, t in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
-    )
+    rows = rows or chunk_rows(getattr(lm_head, "out_features", hidden.shape[-1]))
+    chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
+    if not torch.is_grad_enabled():
+        return sum(chunk_loss(h, t) for h, t in chunks)
+    return sum(checkpoint(chunk_loss, h, t, use_reentrant=False) for h, t in chunks)
 
 
-def install_target_loss(model: torch.nn.Module, chunk_tokens: int = 1024) -> bool:
+def plain_matrix(lm_head: torch.nn.Module) -> torch.Tensor | None:
+    """The weight when the layer is just a matrix product: no bias, no adapter, not quantised, whole on this device."""
+    if (
+        type(lm_head) is not torch.nn.Linear
+        or lm_head.bias is not None
+        or type(lm_head.weight) is not torch.nn.Parameter
+    ):
+        return None
+    weight = lm_head.weight
+    partitioned = hasattr(weight, "ds_id") and weight.numel() == 0  # ZeRO-3 gathers it when the module is called
+    return None if partitioned or not weight.is_floating_point() else weight
+
+
+def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def install_target_loss(model: torch.nn.Module, rows: int | None = None) -> bool:
     """Make the model's ``forward(labels=..., num_items_in_batch=...)`` return the loss above and no logits.
 
-    The forward itself is replaced, not the trainer's call of it, so DDP, DeepSpeed and PEFT wrappers keep working.
+    Batches come from collator.py, with ``target_index``; without it, it is found from the labels. The forward itself is
+    replaced, not the trainer's call of it, so DDP, DeepSpeed and PEFT wrappers keep working.
 
     Returns:
         False when the architecture is not one we know to be lm_head on the last hidden state: then its full logits
@@ -64,20 +133,30 @@ def install_target_loss(model: torch.nn.Module, chunk_tokens: int = 1024) -> boo
     known = LOGITS_SCALE.get(base.config.model_type)
 
     def forward(
-        self: Any, *args: Any, labels: torch.Tensor | None = None, num_items_in_batch: Any = None, **kwargs: Any
+        self: Any,
+        *args: Any,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: Any = None,
+        target_index: torch.Tensor | None = None,
+        **kwargs: Any,
     ):
         if labels is None:
             return original(*args, **kwargs)
         kwargs["use_cache"] = False
-        keep = labels[:, 1:] != IGNORE_INDEX  # (batch, seq_len - 1): position i predicts token i + 1
-        targets = labels[:, 1:][keep]
+        if "cu_seq_lens_q" in kwargs and self.config._attn_implementation == "varlen":
+            # any 4-d mask is passed on as it is: keeps transformers from building one of tokens x tokens
+            kwargs["attention_mask"] = torch.zeros((1, 1, 1, 1), device=labels.device)
+        if target_index is None:
+            shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
+            target_index = (shifted != IGNORE_INDEX).nonzero()[:, 0]
+        targets = labels.flatten()[target_index + 1]
         if known:
             states = self.base_model(*args, **kwargs).last_hidden_state
             head, scale = self.get_output_embeddings(), known(self.config)
         else:
             states = original(*args, **kwargs).logits
             head, scale = torch.nn.Identity(), 1.0
-        total = chunked_cross_entropy(states[:, :-1][keep], targets, head, scale, chunk_tokens)
+        total = target_cross_entropy(states.flatten(0, 1)[target_index], targets, head, scale, rows)
         count = targets.numel() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutputWithPast(loss=total / count)
 

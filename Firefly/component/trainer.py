@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from .callbacks import Bar, LogMetrics, StopOnNan
 from .prompt import IGNORE_INDEX
+from .speed import Meter, peak_flops
 
 
 class SFTTrainer(Trainer):
@@ -23,6 +25,29 @@ class SFTTrainer(Trainer):
             self.add_callback(Bar)
         for callback in (LogMetrics, StopOnNan):
             self.add_callback(callback)
+        half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+        self.meter = Meter(self.model, peak_flops(self.args.device, half))
+        self.add_callback(StopWatch(self.meter))
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """The micro-batches of one step; how long they took to come, and what is in them, is measured."""
+        self.meter.start()
+        batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
+        self.meter.got_data(batches)
+        return batches, num_items_in_batch
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            logs["tokens_per_second"] = round(self.meter.tokens_per_second() * self.args.world_size, 1)
+        super().log(logs, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        """Group by the lengths that the dataset knows: transformers would read every record to find them."""
+        data = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(data)
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(rows, lengths=[int(n) for n in data.lengths])
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """Each process takes every n-th record. Where they do not divide, a record without targets stands in, so that
@@ -49,20 +74,18 @@ class SFTTrainer(Trainer):
             model = self.model_wrapped
         model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        n_samples = 0
         for inputs in dataloader:
             inputs = self._prepare_inputs(inputs)
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss = model(**inputs, num_items_in_batch=1).loss
-            sums += torch.stack([loss.double(), (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().double()])
-            n_samples += len(inputs["labels"])
+            sums += torch.stack([loss.double(), torch.tensor(len(inputs["target_index"]), device=loss.device).double()])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
         metrics = {
             f"{metric_key_prefix}_loss": total / max(count, 1.0),
             f"{metric_key_prefix}_target_tokens": int(count),
         }
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=n_samples)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save the model, then what makes the folder complete: tokenizer, chat template, stop tokens."""
@@ -74,3 +97,13 @@ class SFTTrainer(Trainer):
         self.tokenizer.save_pretrained(output_dir)
         base.generation_config.eos_token_id = self.stop_ids
         base.generation_config.save_pretrained(output_dir)
+
+
+class StopWatch(TrainerCallback):
+    """Tells the meter when a step is done: what follows it (logging, saving, evaluation) is not training time."""
+
+    def __init__(self, meter: Meter):
+        self.meter = meter
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.meter.stop()

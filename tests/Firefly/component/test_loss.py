@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from Firefly.component.loss import LOGITS_SCALE, chunked_cross_entropy, install_target_loss
+from Firefly.component.loss import LOGITS_SCALE, target_cross_entropy, install_target_loss
 
 SHAPE = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0)  # fmt: skip
@@ -55,7 +55,7 @@ def slow_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.T
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_loss_and_gradients_equal_the_slow_loss(kind):
     slow, fast = make_model(kind), make_model(kind)
-    assert install_target_loss(fast, chunk_tokens=8) is (kind in LOGITS_SCALE)
+    assert install_target_loss(fast, rows=8) is (kind in LOGITS_SCALE)
     batch = make_batch()
     expected, output = slow_loss(slow, batch), fast(**batch)
     assert output.logits is None
@@ -94,7 +94,7 @@ def test_lora_trains_through_it():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
     fast = copy.deepcopy(plain)
-    install_target_loss(fast, chunk_tokens=8)
+    install_target_loss(fast, rows=8)
     batch = make_batch()
     fast(**batch).loss.backward()
     slow_loss(plain, batch).backward()
@@ -106,6 +106,6 @@ def test_lora_trains_through_it():
 
 def test_no_targets_is_zero_with_a_graph():
     hidden = torch.zeros(0, 4, requires_grad=True)
-    loss = chunked_cross_entropy(hidden, torch.zeros(0, dtype=torch.int64), torch.nn.Linear(4, 9), 1.0)
+    loss = target_cross_entropy(hidden, torch.zeros(0, dtype=torch.int64), torch.nn.Linear(4, 9), 1.0)
     loss.backward()
     assert loss.item() == 0.0
