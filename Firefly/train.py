@@ -20,12 +20,17 @@ from component.errors import UserError, exit_cleanly
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="按 JSON 里的训练参数微调模型（全参、LoRA、QLoRA）。",
-        epilog="JSON 里的任何键都可以在命令行改：--键 值，例如 --learning_rate 1e-4 --output_dir output/trial",
+        description="按 JSON 或 YAML 里的训练参数微调模型（全参、LoRA、QLoRA）。",
+        epilog="文件里的任何键都可以在命令行改：--键 值，例如 --learning_rate 1e-4 --output_dir output/trial",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--train_args_file", required=True, help="训练参数 JSON，例如 train_args/sft/qlora/minicpm4-0.5b-sft-qlora.json"
+        "--train_args_file",
+        required=True,
+        help="训练参数 JSON 或 YAML，例如 train_args/sft/qlora/minicpm4-0.5b-sft-qlora.json",
+    )
+    parser.add_argument(
+        "--print-config", "--print_config", action="store_true", help="只打印生效的配置（JSON），不加载模型"
     )
     parser.add_argument("--local_rank", type=int, default=-1, help="由 deepspeed 启动器填写，不必手写")
     return parser
@@ -46,55 +51,69 @@ def prepare_output(custom: Any, args: Any) -> None:
 
 def load_data(custom: Any, args: Any, tokenizer: Any) -> tuple[Any, Any]:
     """Return (train, eval or None) token datasets; refuses when training and inference would see different prompts."""
-    from component.dataset import read_conversations, split_off, tokenize
-    from component.prompt import check_one_prompt
+    from component.dataset import load_datasets
+    from component.packing import PackedDataset, packing_notice
     from component.utils import logger
 
-    train, held_out = read_conversations(custom.train_file), None
-    if custom.eval_file:
-        held_out = read_conversations(custom.eval_file)
-    elif custom.eval_ratio:
-        train, held_out = split_off(train, custom.eval_ratio, args.seed)
-    several = sorted(train.messages, key=len)[-8:]  # the most turns are the likeliest to differ
-    try:
-        compared = check_one_prompt(tokenizer, train.messages[:24] + several)
-    except ValueError as error:
-        raise UserError(f"template_name={custom.template_name}：{error}。") from None
-    logger.info(f"训练与推理的提示逐 token 一致（核对了 {compared} 个回答）")
-    sets = [
-        tokenize(data, tokenizer, custom.max_seq_length, custom.tokenize_num_workers, logger.warning) if data else None
-        for data in (train, held_out)
-    ]
-    for name, data in zip(("训练集", "评测集"), sets, strict=True):
+    with args.main_process_first(desc="tokenise"):  # one process of each machine tokenises, the others find its cache
+        train, held_out = load_datasets(custom, args.seed, tokenizer, logger.info, logger.warning)
+    for name, data in (("训练集", train), ("评测集", held_out)):
         if data:
             all_tokens, target_tokens = data.count_tokens()
             logger.info(f"{name} {len(data)} 条，{all_tokens} 个 token，其中有损失的 {target_tokens} 个")
-    return sets[0], sets[1]
+    if custom.packing or custom.task_type == "pretrain":
+        train = PackedDataset(train, custom.max_seq_length, args.seed)
+        logger.info(packing_notice(train, args))
+    return train, held_out
+
+
+def prepare_tokenizer(custom: Any) -> tuple[Any, str | None]:
+    """Return the tokenizer, with added tokens and the chat template on it, and the template's stop word."""
+    from component.checkpoint import load_tokenizer
+    from component.template import use_template
+    from component.vocabulary import add_tokens, tokenizer_folder
+
+    folder = tokenizer_folder(custom.model_name_or_path, custom.adapter_name_or_path)
+    tokenizer = load_tokenizer(folder, trust_remote_code=custom.trust_remote_code)
+    add_tokens(tokenizer, custom.add_tokens)
+    if custom.task_type == "pretrain" and custom.template_name == "auto":
+        return tokenizer, None  # documents need no template
+    return tokenizer, use_template(tokenizer, custom.template_name)
 
 
 def build_trainer(custom: Any, args: Any) -> Any:
     """Load tokenizer, data and model, cheapest first, so that bad input is answered before the model loads."""
     from component.attention import use_flat_rows
     from component.callbacks import SaveOnInterrupt
-    from component.checkpoint import load_tokenizer
     from component.collator import flatten_batch, pad_batch
     from component.loss import install_target_loss
     from component.model import load_for_training
-    from component.template import use_template
+    from component.template import stop_token_ids
     from component.trainer import SFTTrainer
     from component.utils import logger
     from transformers import set_seed
 
-    tokenizer = load_tokenizer(custom.model_name_or_path, trust_remote_code=custom.trust_remote_code)
-    stop_word = use_template(tokenizer, custom.template_name)
+    tokenizer, stop_word = prepare_tokenizer(custom)
+    if custom.task_type == "dpo":
+        from component.dpo import build_preference_trainer
+
+        return build_preference_trainer(custom, args, tokenizer, stop_word)
     train_data, eval_data = load_data(custom, args, tokenizer)
     set_seed(args.seed)
-    model = load_for_training(custom, args)
-    if not install_target_loss(model):
+    model = load_for_training(custom, args, tokenizer)
+    plain = not getattr(model, "uses_unsloth", False)  # unsloth brings its own loss, for padded batches
+    if plain and not install_target_loss(model):
         logger.warning(
             f"{model.config.model_type}：没有只算目标 token 的快速损失，改算完整 logits，结果相同但更占内存。"
         )
-    flat = use_flat_rows(model, custom.attn_implementation, custom.padding_free)
+    flat = plain and use_flat_rows(model, custom.attn_implementation, custom.padding_free)
+    if not flat and custom.packing:
+        raise UserError(
+            f"packing=true：{model.config.model_type} 模型在现在的 attn_implementation、padding_free 设置下不能在一行里"
+            "隔开几条记录；请去掉这两个键，仍不行就去掉 packing。"
+        )
+    if not flat and custom.task_type == "pretrain":
+        train_data = train_data.dataset  # a piece a row, padded
     return SFTTrainer(
         model=model,
         args=args,
@@ -104,15 +123,8 @@ def build_trainer(custom: Any, args: Any) -> Any:
         callbacks=[SaveOnInterrupt()],
         tokenizer=tokenizer,
         stop_ids=stop_token_ids(tokenizer, model, stop_word),
+        loraplus_lr_ratio=custom.loraplus_lr_ratio,
     )
-
-
-def stop_token_ids(tokenizer: Any, model: Any, stop_word: str | None) -> list[int]:
-    """What the base model stopped on, the tokenizer's EOS and the template's stop word, for generation_config.json."""
-    base = model.generation_config.eos_token_id
-    ids = [] if base is None else [base] if isinstance(base, int) else list(base)
-    ids += [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(stop_word) if stop_word else None]
-    return list(dict.fromkeys(i for i in ids if i is not None))
 
 
 def run(trainer: Any, custom: Any, args: Any) -> dict[str, Any]:
@@ -136,7 +148,7 @@ def run(trainer: Any, custom: Any, args: Any) -> dict[str, Any]:
     data = trainer.train_dataset
     metrics = {
         **result.metrics,
-        "train_records": len(data),
+        "train_records": data.n_records,
         "dropped": dict(data.dropped),
         "truncated": data.n_truncated,
         **trainer.meter.figures(args.world_size),
@@ -156,17 +168,17 @@ def main(argv: list[str] | None = None) -> int:
 
     quiet_libraries()
     from component.argument import build_arguments
-    from component.config import read_train_args
+    from component.config import effective_config, read_train_args
     from component.machine import fit_to_machine
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     values, notices = read_train_args(known.train_args_file, overrides)
+    if known.print_config:
+        print(json.dumps(effective_config(values), ensure_ascii=False, indent=2))
+        print("\n".join(notices), end="\n" if notices else "", file=sys.stderr)
+        return 0
     notices += fit_to_machine(values)
     custom, args = build_arguments(values, known.train_args_file)
-    if custom.task_type != "sft":
-        raise UserError(f"task_type={custom.task_type}：目前只能训练 sft，请改为 sft。")
-    if custom.use_unsloth:
-        notices.append("use_unsloth=true：当前版本不用 unsloth，按普通方式训练。")
     if is_main_process():
         prepare_output(custom, args)
     logger = setup_logging(args.output_dir, is_main_process())

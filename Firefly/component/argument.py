@@ -86,8 +86,32 @@ def build_arguments(values: dict[str, Any], path: str) -> tuple[CustomizedArgume
     rest["remove_unused_columns"] = False  # our batches hold just what the model takes
     rest["logging_nan_inf_filter"] = False  # a NaN must be seen, see trainer.py
     try:
-        args = TrainingArguments(**rest)
+        if custom.task_type == "dpo":
+            from .dpo import dpo_arguments
+
+            args = dpo_arguments(custom, rest)
+        else:
+            args = TrainingArguments(**rest)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: transformers 不接受这些参数：{error}") from None
+    check_keys_fit_together(custom, args)
     args._n_gpu = min(args.n_gpu, 1)  # several GPUs need a launcher: DataParallel would cut a flat row in pieces
     return custom, args
+
+
+def check_keys_fit_together(custom: CustomizedArguments, args: Any) -> None:
+    """Raise UserError for a key that the chosen mode would ignore, or that another key contradicts."""
+    lora_only = {key: getattr(custom, key) for key in ("use_rslora", "use_dora", "pissa_init", "loraplus_lr_ratio")}
+    if custom.train_mode == "full" and (named := [key for key, value in lora_only.items() if value]):
+        raise UserError(f"{named[0]}：只对 LoRA 有意义，而 train_mode=full；请删去它，或改 train_mode 为 lora、qlora。")
+    if custom.pissa_init:  # half of its adapter stays as it is, see lora.py
+        why = "会改动适配器里不参与训练的那一半"
+        if args.weight_decay:
+            raise UserError(f"pissa_init：weight_decay={args.weight_decay:g} {why}，请设为 0。")
+        if args.optim.value.endswith(("8bit", "4bit")):
+            raise UserError(f"pissa_init：optim={args.optim.value} {why}，请用 adamw_torch 或 paged_adamw_32bit。")
+    if custom.gradient_checkpointing_offload and not args.gradient_checkpointing:
+        raise UserError("gradient_checkpointing_offload：要与 gradient_checkpointing 一起用，请把它也设为 true。")
+    for key, value in (("packing", custom.packing), ("neftune_noise_alpha", args.neftune_noise_alpha)):
+        if value and custom.task_type == "dpo":  # noise would also fall on the reference
+            raise UserError(f"{key}：只用于 sft 和 pretrain，task_type=dpo 时请删去。")

@@ -87,6 +87,17 @@ def load_causal_lm(name_or_path: str | os.PathLike, **kwargs: Any) -> PreTrained
     return model
 
 
+def keep_nf4_readable(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking NF4 weights on a CPU with AVX512-BF16 at the first evaluation.
+
+    Whoever reads a repacked weight later gets garbage without a word: PEFT's DoRA and merging, and training that goes
+    on after an evaluation (no gradient flows through the packed product). Plain inference is faster packed.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def load_config(folder: str | os.PathLike, trust_remote_code: bool = False) -> Any:
     """The configuration object of a model folder; a MiniCPMConfig for MiniCPM."""
     folder = Path(folder)

@@ -16,9 +16,10 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, T
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
-from .checkpoint import load_causal_lm
+from .checkpoint import keep_nf4_readable, load_causal_lm
 from .inference import Completion, Request
 from .session import Session, TextStream, only_adapter
+from .vocabulary import fit_vocabulary
 
 
 def load_model(session: Session, device: str, dtype: torch.dtype, load_in_4bit: bool = False) -> Any:
@@ -45,7 +46,10 @@ def load_model(session: Session, device: str, dtype: torch.dtype, load_in_4bit: 
     if adapter := only_adapter(session):
         from peft import PeftModel
 
+        fit_vocabulary(model, adapter)
         model = PeftModel.from_pretrained(model, adapter, torch_device=device)
+        if getattr(model.peft_config["default"], "use_dora", False):  # it reads the base's weights
+            keep_nf4_readable(model)
     model.generation_config = GenerationConfig()  # its values are in session.sampling; nothing may come in beside it
     return model.eval()
 

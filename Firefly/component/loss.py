@@ -102,6 +102,8 @@ def target_cross_entropy(
 
 def plain_matrix(lm_head: torch.nn.Module) -> torch.Tensor | None:
     """The weight when the layer is just a matrix product: no bias, no adapter, not quantised, whole on this device."""
+    if type(lm_head).__name__ == "TrainableTokensWrapper" and plain_matrix(lm_head.original_module) is not None:
+        return lm_head.weight  # PEFT's added tokens: their trained rows put into the base's, with a gradient to them
     if (
         type(lm_head) is not torch.nn.Linear
         or lm_head.bias is not None

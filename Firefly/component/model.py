@@ -1,23 +1,67 @@
 """Load a model for full, LoRA or QLoRA training."""
 
+import inspect
 import os
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from .argument import CustomizedArguments
-from .checkpoint import load_causal_lm
+from .checkpoint import keep_nf4_readable, load_causal_lm
 from .errors import UserError
+from .lora import add_adapter
+from .neftune import install_neftune
+from .unsloth import load_with_unsloth, why_not_unsloth
 from .utils import logger
+from .vocabulary import grow_embeddings
 
 
-def load_for_training(custom: CustomizedArguments, args: Any) -> torch.nn.Module:
+def load_for_training(
+    custom: CustomizedArguments, args: Any, tokenizer: Any = None, load: Callable[..., Any] = load_causal_lm
+) -> torch.nn.Module:
     """Return the model ready for the trainer: weights in the right precision, adapter in place, the rest frozen.
 
     Full training keeps float32 weights under autocast (an AdamW step of 1e-5 would vanish in bf16), unless DeepSpeed
     keeps the float32 copy itself. LoRA and QLoRA freeze the base in half precision and train float32 adapters.
+
+    Args:
+        tokenizer: with the tokens of ``custom.add_tokens`` on it; not needed when there are none.
+        load: what loads the base; simulate.py has one that makes it without weights.
     """
+    if custom.use_unsloth and load is load_causal_lm:
+        if (reason := why_not_unsloth(custom)) is None:
+            return load_with_unsloth(custom, args)
+        logger.warning(f"use_unsloth=true：{reason}；按普通方式训练。")
+    model = load_base(custom, args, load)
+    new_tokens = tokenizer.convert_tokens_to_ids(custom.add_tokens) if custom.add_tokens else []
+    if new_tokens:
+        grow_embeddings(model, new_tokens)
+    if custom.train_mode != "full":
+        model = add_adapter(model, custom, new_tokens)
+    if args.gradient_checkpointing:
+        model.config.use_cache = False
+        model.enable_input_require_grads()
+        args.gradient_checkpointing_kwargs = _checkpointing_kwargs(custom, args)
+    if args.neftune_noise_alpha:
+        install_neftune(model, args.neftune_noise_alpha)
+        args.neftune_noise_alpha = None  # keeps transformers from adding its own noise on top
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = model.num_parameters()
+    logger.info(f"参数 {total / 1e6:.2f}M，其中训练 {trainable / 1e6:.2f}M（{trainable / total:.2%}）")
+    return model
+
+
+def load_reference(custom: CustomizedArguments, args: Any, tokenizer: Any) -> torch.nn.Module:
+    """Return a frozen copy of what full training starts from, for DPO."""
+    model = load_base(custom, args)
+    if custom.add_tokens:
+        grow_embeddings(model, tokenizer.convert_tokens_to_ids(custom.add_tokens))
+    return model.requires_grad_(False).eval()
+
+
+def load_base(custom: CustomizedArguments, args: Any, load: Callable[..., Any] = load_causal_lm) -> torch.nn.Module:
+    """Load the base alone, in the precision that ``train_mode`` asks for."""
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     kwargs: dict[str, Any] = {
         "dtype": torch.float32 if custom.train_mode == "full" and not args.deepspeed else half,
@@ -27,16 +71,25 @@ def load_for_training(custom: CustomizedArguments, args: Any) -> torch.nn.Module
         kwargs["attn_implementation"] = custom.attn_implementation
     if custom.train_mode == "qlora":
         kwargs |= _nf4_kwargs(half)
-    model = load_causal_lm(custom.model_name_or_path, **kwargs)
-    if custom.train_mode != "full":
-        model = _add_adapter(model, custom)
-    if args.gradient_checkpointing:
-        model.config.use_cache = False
-        model.enable_input_require_grads()
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = model.num_parameters()
-    logger.info(f"参数 {total / 1e6:.2f}M，其中训练 {trainable / 1e6:.2f}M（{trainable / total:.2%}）")
+    model = load(custom.model_name_or_path, **kwargs)
+    keep_nf4_readable(model)
     return model
+
+
+def _checkpointing_kwargs(custom: CustomizedArguments, args: Any) -> dict[str, Any]:
+    """``gradient_checkpointing_kwargs`` with the offload asked for; transformers knows every_n_layers and offload from 5.20."""
+    from transformers import PreTrainedModel
+
+    kwargs = dict(args.gradient_checkpointing_kwargs or {})
+    if custom.gradient_checkpointing_offload:
+        kwargs["offload"] = True
+    if kwargs.get("offload") and not torch.cuda.is_available():
+        logger.warning("gradient_checkpointing_offload：没有 GPU，激活值本来就在内存里，忽略它。")
+        kwargs.pop("offload")
+    known = inspect.signature(PreTrainedModel.gradient_checkpointing_enable).parameters
+    if missing := {"every_n_layers", "offload"} & set(kwargs) - set(known):
+        raise UserError(f"gradient_checkpointing 的 {min(missing)} 需要 transformers 5.20 或更新，请升级或删去它。")
+    return kwargs
 
 
 def _nf4_kwargs(compute_dtype: torch.dtype) -> dict[str, Any]:
@@ -51,30 +104,3 @@ def _nf4_kwargs(compute_dtype: torch.dtype) -> dict[str, Any]:
     )
     device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
     return {"quantization_config": config, "device_map": {"": device}}
-
-
-def _add_adapter(model: torch.nn.Module, custom: CustomizedArguments) -> torch.nn.Module:
-    """Put a new LoRA adapter on the model, or go on with the one of stage 1."""
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    if custom.adapter_name_or_path:
-        if not (Path(custom.adapter_name_or_path) / "adapter_config.json").exists():
-            raise UserError(
-                f"adapter_name_or_path={custom.adapter_name_or_path}：没有 adapter_config.json，不是适配器目录；"
-                "如果是合并后的模型，请写到 model_name_or_path。"
-            )
-        model = PeftModel.from_pretrained(model, custom.adapter_name_or_path, is_trainable=True)
-        rank = model.peft_config["default"].r
-        logger.info(f"接着训练适配器 {custom.adapter_name_or_path}（rank {rank}，JSON 里的 lora_* 不再起作用）")
-        return model
-    config = LoraConfig(
-        r=custom.lora_rank,
-        lora_alpha=custom.lora_alpha,
-        lora_dropout=custom.lora_dropout,
-        target_modules=custom.lora_target_modules,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(f"lora_target_modules={custom.lora_target_modules!r} 与模型不符：{error}") from None

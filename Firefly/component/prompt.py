@@ -65,8 +65,10 @@ def encode_prompt(tokenizer: Any, messages: Messages) -> list[int]:
     return encode_text(tokenizer, render(tokenizer, messages, add_generation_prompt=True))
 
 
-def target_spans(tokenizer: Any, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
-    """Render a conversation and find the assistant's text in it.
+def target_spans(
+    tokenizer: Any, messages: Messages, special: re.Pattern[str] | None = None
+) -> tuple[str, list[tuple[int, int]]]:
+    """Render a conversation and find the assistant's text in it. ``special``: its `_special_token_pattern`, if at hand.
 
     Returns:
         The rendered text, and for each assistant message the (start, end) character span of its target: the answer
@@ -76,7 +78,7 @@ def target_spans(tokenizer: Any, messages: Messages) -> tuple[str, list[tuple[in
         ValueError: with a Chinese reason, when the template does not let the answers be found.
     """
     text = render(tokenizer, messages, add_generation_prompt=False)
-    special = _special_token_pattern(tokenizer)
+    special = special or _special_token_pattern(tokenizer)
     spans = []
     for k, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -97,8 +99,12 @@ def target_spans(tokenizer: Any, messages: Messages) -> tuple[str, list[tuple[in
     return text, spans
 
 
-def encode_conversations(tokenizer: Any, conversations: list[Messages]) -> list[tuple[list[int], list[int]]]:
+def encode_conversations(
+    tokenizer: Any, conversations: list[Messages], last_only: bool = False
+) -> list[tuple[list[int], list[int]]]:
     """Return (input_ids, labels) for each conversation; labels are -100 wherever there is no loss.
+
+    ``last_only`` leaves the loss to the last answer of each conversation.
 
     The whole text is tokenised once, in one call for all conversations (fast tokenizers then use every core), and
     labels follow from character offsets.
@@ -106,10 +112,19 @@ def encode_conversations(tokenizer: Any, conversations: list[Messages]) -> list[
     Raises:
         ValueError: see ``target_spans``.
     """
-    rendered = [target_spans(tokenizer, messages) for messages in conversations]
+    special = _special_token_pattern(tokenizer)
+    rendered = [target_spans(tokenizer, messages, special) for messages in conversations]
+    if last_only:
+        rendered = [(text, spans[-1:]) for text, spans in rendered]
     if not tokenizer.is_fast:
         return [_encode_by_prefixes(tokenizer, text, spans) for text, spans in rendered]
-    encoded = tokenizer([text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(
+        [text for text, _ in rendered],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        verbose=False,  # too long for the model is no news here: records are cut at max_seq_length
+    )
     results = []
     for (_, spans), ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         labels = [IGNORE_INDEX] * len(ids)

@@ -75,7 +75,8 @@ def flops_of(model: torch.nn.Module) -> tuple[float, float, float]:
     costs 2 x 2 x hidden_size a layer forward and twice that backward (Chowdhery et al. 2022, PaLM, appendix B).
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    embedding, head = base.get_input_embeddings().weight, base.get_output_embeddings().weight
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    embedding, head = (getattr(end, "original_module", end).weight for end in ends)  # PEFT wraps them for added tokens
     body = 0.0
     for parameter in model.parameters():
         if parameter is embedding or parameter is head or parameter.ndim < 2:

@@ -10,7 +10,7 @@ from typing import Any
 from .errors import UserError
 from .template_registry import TEMPLATES, Template
 
-__all__ = ["TEMPLATES", "Template", "get_template", "template_of", "use_template"]
+__all__ = ["TEMPLATES", "Template", "get_template", "stop_token_ids", "template_of", "use_template"]
 
 
 def get_template(name: str) -> Template:
@@ -49,6 +49,14 @@ def use_template(tokenizer: Any, name: str) -> str | None:
         raise UserError(f"template_name={name!r} 与这个分词器不配：{trouble}。{_advice(tokenizer)}")
     tokenizer.chat_template = template.chat_template
     return stop_word
+
+
+def stop_token_ids(tokenizer: Any, model: Any, stop_word: str | None) -> list[int]:
+    """What the base model stopped on, the tokenizer's EOS and the template's stop word, for generation_config.json."""
+    base = model.generation_config.eos_token_id
+    ids = [] if base is None else [base] if isinstance(base, int) else list(base)
+    ids += [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(stop_word) if stop_word else None]
+    return list(dict.fromkeys(i for i in ids if i is not None))
 
 
 def template_of(tokenizer: Any) -> str | None:

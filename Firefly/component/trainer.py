@@ -9,16 +9,22 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from .callbacks import Bar, LogMetrics, StopOnNan
+from .errors import UserError
+from .lora import LoraPlus
 from .prompt import IGNORE_INDEX
 from .speed import Meter, peak_flops
 
 
-class SFTTrainer(Trainer):
-    """Trainer whose held-out loss is per token and whose every checkpoint holds the tokenizer and its chat template."""
+class Basics(LoraPlus):
+    """What the trainer of every task has, laid over transformers' Trainer or TRL's: its callbacks, its speedometer, and
+    checkpoints that hold the tokenizer, its chat template and the stop tokens.
+    """
 
-    def __init__(self, *args: Any, tokenizer: Any, stop_ids: list[int], **kwargs: Any):
+    def __init__(
+        self, *args: Any, tokenizer: Any, stop_ids: list[int], loraplus_lr_ratio: float | None = None, **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
-        self.tokenizer, self.stop_ids = tokenizer, stop_ids
+        self.tokenizer, self.stop_ids, self.loraplus_lr_ratio = tokenizer, stop_ids, loraplus_lr_ratio
         for noisy in (PrinterCallback, ProgressCallback):
             self.remove_callback(noisy)
         if not self.args.disable_tqdm:
@@ -28,6 +34,14 @@ class SFTTrainer(Trainer):
         half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
         self.meter = Meter(self.model, peak_flops(self.args.device, half))
         self.add_callback(StopWatch(self.meter))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        try:
+            return super().create_optimizer(model)
+        except (ImportError, ValueError) as error:
+            raise UserError(
+                f"optim={self.args.optim.value}：这里用不了（{error}），请装上它要的包或换一个优化器。"
+            ) from None
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
         """The micro-batches of one step; how long they took to come, and what is in them, is measured."""
@@ -48,6 +62,21 @@ class SFTTrainer(Trainer):
             return super()._get_train_sampler(data)
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthGroupedSampler(rows, lengths=[int(n) for n in data.lengths])
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save the model, then what makes the folder complete: tokenizer, chat template, stop tokens."""
+        output_dir = output_dir or self.args.output_dir
+        super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self.tokenizer.save_pretrained(output_dir)
+        base.generation_config.eos_token_id = self.stop_ids
+        base.generation_config.save_pretrained(output_dir)
+
+
+class SFTTrainer(Basics, Trainer):
+    """Trainer of sft and pretrain: the held-out loss is per token."""
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """Each process takes every n-th record. Where they do not divide, a record without targets stands in, so that
@@ -86,17 +115,6 @@ class SFTTrainer(Trainer):
             f"{metric_key_prefix}_target_tokens": int(count),
         }
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save the model, then what makes the folder complete: tokenizer, chat template, stop tokens."""
-        output_dir = output_dir or self.args.output_dir
-        super()._save(output_dir, state_dict)
-        if not self.args.should_save:
-            return
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        self.tokenizer.save_pretrained(output_dir)
-        base.generation_config.eos_token_id = self.stop_ids
-        base.generation_config.save_pretrained(output_dir)
 
 
 class StopWatch(TrainerCallback):

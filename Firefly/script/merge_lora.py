@@ -132,6 +132,7 @@ def is_qlora(adapter: Path) -> bool:
 def load_base_with_adapter(base_name: str, adapter: Path, adapter_config: dict, dtype: str, device: str) -> Any:
     """Base in its own dtype (or ``dtype``) with the adapter attached, in evaluation mode on ``device``."""
     from component.checkpoint import load_causal_lm
+    from component.vocabulary import fit_vocabulary
     from peft import PeftModel
     from transformers import GenerationConfig
 
@@ -141,6 +142,7 @@ def load_base_with_adapter(base_name: str, adapter: Path, adapter_config: dict, 
     rows = adapter_vocab_rows(adapter)
     if rows and rows != model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(rows, mean_resizing=False)
+    fit_vocabulary(model, adapter)
     if (adapter / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(adapter)
     if touches_tied_weights(model, adapter_config):

@@ -32,6 +32,14 @@ def conversation(i: int, turns: int = 1, system: str | None = "你是校园助�
     return {"conversation_id": i, "category": "HIT", "conversation": pairs} | ({"system": system} if system else {})
 
 
+@pytest.fixture(autouse=True)
+def token_cache(tmp_path_factory, monkeypatch):
+    """Return where token caches go in tests: never to the home directory."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("FIREFLY_CACHE", str(folder))
+    return folder / "tokens"
+
+
 @pytest.fixture(scope="session")
 def train_main():
     sys.path.insert(0, str(ROOT / "Firefly"))

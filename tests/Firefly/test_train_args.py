@@ -8,12 +8,12 @@ import pytest
 from transformers import TrainingArguments
 
 from Firefly.component.argument import CustomizedArguments, build_arguments
-from Firefly.component.config import read_train_args
+from Firefly.component.config import load_file, read_train_args
 from Firefly.component.template import TEMPLATES
 
 FIREFLY = Path(__file__).resolve().parents[2] / "Firefly"
 TRAIN_ARGS = FIREFLY / "train_args"
-FILES = sorted(TRAIN_ARGS.glob("*/*/*.json"))
+FILES = sorted(path for kind in ("json", "yaml", "yml") for path in TRAIN_ARGS.glob(f"*/*/*.{kind}"))
 OURS = {field.name for field in fields(CustomizedArguments)}
 
 
@@ -29,7 +29,7 @@ def path(request) -> Path:
 def test_every_key_is_one_that_the_trainer_knows_today(path):
     values, notices = read_train_args(str(path))
     assert notices == []  # no old name
-    assert values == json.loads(path.read_text(encoding="utf-8"))
+    assert values == load_file(str(path))
 
 
 def test_values_build_the_arguments(path, tmp_path):
@@ -43,7 +43,7 @@ def test_values_build_the_arguments(path, tmp_path):
 
 
 def test_folders_and_name_agree_with_the_mode(path):
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = load_file(str(path))
     task, mode = path.parts[-3:-1]
     assert (values["task_type"], values["train_mode"]) == (task, mode)
     assert path.stem.endswith(f"-{task}-{mode}")
@@ -52,9 +52,11 @@ def test_folders_and_name_agree_with_the_mode(path):
 
 
 def test_paths_in_a_file_lead_somewhere_from_the_firefly_folder(path):
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = load_file(str(path))
     assert values["template_name"] in TEMPLATES
-    assert values["train_file"] == "../data/processed/hit_firefly_conversation.jsonl"
+    if values["task_type"] == "sft":
+        assert values["train_file"] == "../data/processed/hit_firefly_conversation.jsonl"
+    assert values["train_file"].startswith("../data/")
     if values["model_name_or_path"].startswith("../models/"):  # made here: models/README.md says how
         assert Path(values["model_name_or_path"]).name in (FIREFLY.parent / "models" / "README.md").read_text()
     else:
@@ -65,7 +67,7 @@ def test_paths_in_a_file_lead_somewhere_from_the_firefly_folder(path):
 
 
 def test_every_template_has_a_file():
-    assert {json.loads(path.read_text(encoding="utf-8"))["template_name"] for path in FILES} == set(TEMPLATES)
+    assert {load_file(str(path))["template_name"] for path in FILES} == set(TEMPLATES)
 
 
 LORA = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from Firefly.component.loss import LOGITS_SCALE, target_cross_entropy, install_target_loss
+from Firefly.component.loss import LOGITS_SCALE, install_target_loss, target_cross_entropy
 
 SHAPE = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0)  # fmt: skip
