@@ -32,21 +32,45 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--print-config", "--print_config", action="store_true", help="只打印生效的配置（JSON），不加载模型"
     )
+    parser.add_argument(
+        "--estimate",
+        nargs="?",
+        const="",
+        metavar="显存或型号",
+        help="只估算显存、速度、时间和磁盘，不训练，不写 output_dir：不带值时在本机实跑几步；带显存 GiB 或型号时"
+        "（24、4090、A100-40）为那张卡推算。放得下返回 0，放不下返回 3 并列出改法",
+    )
     parser.add_argument("--local_rank", type=int, default=-1, help="由 deepspeed 启动器填写，不必手写")
     return parser
 
 
-def prepare_output(custom: Any, args: Any) -> None:
-    """Make output_dir. A folder with files in it is left alone unless the run resumes or overwriting was asked for."""
+def prepare_output(custom: Any, args: Any) -> Any:
+    """Make output_dir and lock it for this run; remove what a killed run left half-written. Returns the lock: hold it.
+
+    A folder with files in it is left alone unless the run resumes or overwriting was asked for.
+    """
+    from component.lock import LOCK_NAME, take_lock
+    from component.resume import wants_newest
+    from component.saving import PART_NAME, checkpoint_steps, clear_parts
+
     folder = Path(args.output_dir)
-    trial_files = {"runs", "train.log", "train_args.json"}  # what a run that failed before its first step leaves
+    lock = take_lock(folder) if (folder / LOCK_NAME).exists() else None  # before the rest: a run may be going on
+    # What a run that failed before its first step leaves.
+    trial_files = {"runs", "train.log", "train_args.json", "loss.png", "eval_samples.md", "eval_samples.jsonl"}
+    trial_files |= {LOCK_NAME, PART_NAME}
     used = folder.is_dir() and any(p.name not in trial_files for p in folder.iterdir())
-    if used and not custom.overwrite_output_dir and not custom.resume_from_checkpoint_path:
+    resumes = bool(custom.resume_from_checkpoint_path)
+    if resumes and wants_newest(custom):  # it may start afresh, but not over a model that is done
+        resumes = bool(checkpoint_steps(folder)) or not any(folder.glob("*.safetensors"))
+    if used and not custom.overwrite_output_dir and not resumes:
         raise UserError(
             f"output_dir={folder}：目录里已有文件，为免覆盖没有开始训练。续训请加 --resume_from_checkpoint_path {folder}，"
             "重新训练请换一个 output_dir，确要覆盖请加 --overwrite_output_dir true。"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    lock = lock or take_lock(folder)
+    clear_parts(folder)
+    return lock
 
 
 def load_data(custom: Any, args: Any, tokenizer: Any) -> tuple[Any, Any]:
@@ -79,6 +103,12 @@ def prepare_tokenizer(custom: Any) -> tuple[Any, str | None]:
     if custom.task_type == "pretrain" and custom.template_name == "auto":
         return tokenizer, None  # documents need no template
     return tokenizer, use_template(tokenizer, custom.template_name)
+
+
+def prepare_data(custom: Any, args: Any) -> tuple[Any, Any]:
+    """Return the tokenizer and the training rows, without the model."""
+    tokenizer, _ = prepare_tokenizer(custom)
+    return tokenizer, load_data(custom, args, tokenizer)[0]
 
 
 def build_trainer(custom: Any, args: Any) -> Any:
@@ -127,27 +157,35 @@ def build_trainer(custom: Any, args: Any) -> Any:
     )
 
 
-def run(trainer: Any, custom: Any, args: Any) -> dict[str, Any]:
+def run(trainer: Any, custom: Any, args: Any, checkpoint: Path | None) -> dict[str, Any]:
     """Train, save, evaluate. Returns what goes to train_results.json."""
     from component.callbacks import SaveOnInterrupt
-    from component.saving import find_checkpoint, refuse_finished
+    from component.evaluation import final_evaluation
+    from component.monitor import monitor
+    from component.resume import compare, nothing_left, run_facts, wants_newest
     from component.utils import logger, peak_memory_gib
 
-    checkpoint = None
-    if custom.resume_from_checkpoint_path:
-        checkpoint = find_checkpoint(custom.resume_from_checkpoint_path)
-        refuse_finished(trainer, checkpoint)
+    trainer.run_facts = run_facts(custom, args, trainer.train_dataset)
+    if checkpoint:
+        compare(checkpoint, trainer.run_facts)
+        max_steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
+        results = nothing_left(checkpoint, max_steps, Path(args.output_dir), wants_newest(custom))
+        if results is not None:
+            return results
         logger.info(f"从 {checkpoint} 继续训练")
     interrupt = next(c for c in trainer.callback_handler.callbacks if isinstance(c, SaveOnInterrupt))
+    curves = monitor(trainer, custom)
     try:
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         interrupt.restore()
+        curves.draw(args, trainer.state)
     if interrupt.interrupted:
         raise KeyboardInterrupt
     data = trainer.train_dataset
     metrics = {
         **result.metrics,
+        "global_step": result.global_step,
         "train_records": data.n_records,
         "dropped": dict(data.dropped),
         "truncated": data.n_truncated,
@@ -157,7 +195,8 @@ def run(trainer: Any, custom: Any, args: Any) -> dict[str, Any]:
     trainer.save_model(args.output_dir)
     trainer.save_state()
     if trainer.eval_dataset:
-        metrics |= trainer.evaluate()
+        metrics |= final_evaluation(trainer)
+        curves.draw(args, trainer.state)
     return metrics
 
 
@@ -169,7 +208,9 @@ def main(argv: list[str] | None = None) -> int:
     quiet_libraries()
     from component.argument import build_arguments
     from component.config import effective_config, read_train_args
-    from component.machine import fit_to_machine
+    from component.machine import fit_to_machine, leave_processes
+    from component.resume import agree
+    from component.saving import write_json
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     values, notices = read_train_args(known.train_args_file, overrides)
@@ -177,21 +218,26 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(effective_config(values), ensure_ascii=False, indent=2))
         print("\n".join(notices), end="\n" if notices else "", file=sys.stderr)
         return 0
+    if known.estimate is not None:
+        from component.estimate import estimate
+
+        return estimate(known.estimate, values, known.train_args_file, prepare_data, build_trainer)
     notices += fit_to_machine(values)
     custom, args = build_arguments(values, known.train_args_file)
-    if is_main_process():
-        prepare_output(custom, args)
+    lock = prepare_output(custom, args) if is_main_process() else None
     logger = setup_logging(args.output_dir, is_main_process())
     for notice in notices:
         logger.warning(notice)
+    checkpoint = agree(custom, args) if custom.resume_from_checkpoint_path else None
     trainer = build_trainer(custom, args)
     if is_main_process():
-        path = Path(args.output_dir) / "train_args.json"
-        path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    metrics = run(trainer, custom, args)
+        write_json(Path(args.output_dir) / "train_args.json", values)
+    metrics = run(trainer, custom, args, checkpoint)
     if is_main_process():
-        trainer.save_metrics("train", metrics, combined=False)  # train_results.json
+        write_json(Path(args.output_dir) / "train_results.json", metrics)
         logger.info(f"完成：{json.dumps(metrics, ensure_ascii=False)}")
+    leave_processes()
+    del lock  # another run may have the folder now
     return 0
 
 

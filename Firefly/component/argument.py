@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .errors import UserError
+from .machine import join_processes
 
 
 @dataclass
@@ -31,8 +32,9 @@ class CustomizedArguments:
     lora_dropout: float = 0.05
     lora_target_modules: list[str] | str = field(default="all-linear", metadata={"help": "names, or all-linear"})
     use_unsloth: bool = False
-    resume_from_checkpoint_path: str | None = field(
-        default=None, metadata={"help": "checkpoint-N of a run that was cut, or its output_dir"}
+    resume_from_checkpoint_path: str | bool | None = field(
+        default=None,
+        metadata={"help": "checkpoint-N of a run that was cut, or its output_dir; true: the newest, or start afresh"},
     )
     adapter_name_or_path: str | None = field(
         default=None, metadata={"help": "stage 2: go on training this adapter of stage 1"}
@@ -85,6 +87,7 @@ def build_arguments(values: dict[str, Any], path: str) -> tuple[CustomizedArgume
     rest.setdefault("disable_tqdm", not sys.stderr.isatty())
     rest["remove_unused_columns"] = False  # our batches hold just what the model takes
     rest["logging_nan_inf_filter"] = False  # a NaN must be seen, see trainer.py
+    rest |= join_processes(rest)
     try:
         if custom.task_type == "dpo":
             from .dpo import dpo_arguments

@@ -1,7 +1,11 @@
-"""What happens around a training step: the bar, the log, stopping on NaN or on a signal."""
+"""What happens around a training step: the bar, the log, stopping on NaN or on a signal.
+
+monitor.py has what judges the run: warnings, curves, early stopping; samples.py the questions.
+"""
 
 import math
 import signal
+import time
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
@@ -18,20 +22,37 @@ class Bar(ProgressCallback):
 
 
 class LogMetrics(TrainerCallback):
-    """Each logged figure as one line, on stderr and in train.log."""
+    """Each logged figure as one line, on stderr and in train.log; while training, with the time that is left."""
+
+    NAMES = {"learning_rate": "lr", "tokens_per_second": "tokens/s"}
+    HIDDEN = ("total_flos", "epoch", "eval_samples_per_second", "eval_steps_per_second")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began, self._first_step = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and logs:
-            shown = {k: v for k, v in logs.items() if k not in ("total_flos", "epoch")}
-            figures = "  ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
-            logger.info(f"步 {state.global_step}/{state.max_steps}（{state.epoch or 0:.2f} 轮）  {figures}")
+        if not state.is_world_process_zero or not logs:
+            return
+        shown = {self.NAMES.get(k, k): v for k, v in logs.items() if k not in self.HIDDEN}
+        figures = "  ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+        done = state.global_step - self._first_step
+        if "loss" in logs and done and (left := state.max_steps - state.global_step) > 0:
+            figures += f"  还需 {clock(left * (time.monotonic() - self._began) / done)}"
+        logger.info(f"步 {state.global_step}/{state.max_steps}（{state.epoch or 0:.2f} 轮）  {figures}")
+
+
+def clock(seconds: float) -> str:
+    """Return 1:02:03, or 2:03 below an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class StopOnNan(TrainerCallback):
     """A run whose loss or gradient is no number learns nothing more: stop, and say what usually mends it."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        for key in ("loss", "grad_norm"):
+        for key in ("loss",) if args.fp16 else ("loss", "grad_norm"):  # fp16's scaler skips a step of infinite gradient
             value = (logs or {}).get(key)
             if value is not None and not math.isfinite(value):
                 half = "fp16 改为 bf16；" if args.fp16 else ""

@@ -1,11 +1,10 @@
 """Graphics cards by name or by size, and what DeepSpeed's ZeRO leaves of a model's memory on each of several."""
 
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import UserError
+from .machine import read_deepspeed_config
 from .speed import PEAK_TFLOPS
 
 GIB = 1 << 30
@@ -83,10 +82,7 @@ def read_zero(deepspeed: Any) -> Zero | None:
     """Read the value of the key ``deepspeed``, a path or the config itself; None where it shards nothing."""
     if not deepspeed:
         return None
-    try:
-        config = deepspeed if isinstance(deepspeed, dict) else json.loads(Path(deepspeed).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"deepspeed={deepspeed}:{error.lineno}：不是合法的 JSON（{error.msg}），请改正。") from None
+    config = read_deepspeed_config(deepspeed)
     part = config.get("zero_optimization", {})
 
     def number(key: str, default: float) -> float:
@@ -98,7 +94,11 @@ def read_zero(deepspeed: Any) -> Zero | None:
     stage = part.get("stage", 0)
     bucket = number("reduce_bucket_size", 2e8 if stage < 3 else 1e7)
     zero = Zero(
-        stage, offloads("offload_optimizer"), offloads("offload_param"), bucket, number("stage3_max_live_parameters", 1e9)
+        stage,
+        offloads("offload_optimizer"),
+        offloads("offload_param"),
+        bucket,
+        number("stage3_max_live_parameters", 1e9),
     )
     return zero if stage else None
 

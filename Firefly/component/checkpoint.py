@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GraniteConfig,
     GraniteForCausalLM,
     PreTrainedModel,
@@ -85,6 +86,16 @@ def load_causal_lm(name_or_path: str | os.PathLike, **kwargs: Any) -> PreTrained
         )
     model.name_or_path = model.config.name_or_path = os.fspath(name_or_path)
     return model
+
+
+def nf4_config(compute_dtype: Any) -> BitsAndBytesConfig:
+    """NF4 with double quantisation (QLoRA, Dettmers et al. 2023): what training, inference and merging all load."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
 
 
 def keep_nf4_readable(model: PreTrainedModel) -> None:

@@ -19,7 +19,7 @@ from .translate import REFUSED, translate_llamafactory, translate_old_keys
 CHOICES = {f.name: f.metadata["choices"] for f in fields(CustomizedArguments) if "choices" in f.metadata}
 REQUIRED = ("train_file", "model_name_or_path", "output_dir")
 POSITIVE = (
-    "max_seq_length", "max_prompt_length", "lora_rank", "lora_alpha", "beta", "learning_rate", "tokenize_num_workers",
+    "max_seq_length", "max_prompt_length", "lora_rank", "lora_alpha", "beta", "tokenize_num_workers",
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs",
 )  # fmt: skip
 
@@ -155,7 +155,22 @@ def check_keys(values: dict[str, Any], path: str) -> dict[str, Any]:
         raise UserError(
             f"{path}: eval_strategy={values['eval_strategy']!r}，但没有评测数据：请给 eval_file 或 eval_ratio。"
         )
+    _check_watching(values, path)
     return values
+
+
+def _check_watching(values: dict[str, Any], path: str) -> None:
+    """The keys that only evaluations give a meaning."""
+    patience = values.get("early_stopping_patience")
+    if patience is not None and patience < 1:
+        raise UserError(f"{path}: early_stopping_patience={patience} 应不小于 1；不要早停请删去它。")
+    if patience is not None and values.get("eval_strategy", "no") == "no":
+        raise UserError(
+            f"{path}: early_stopping_patience={patience} 要在训练中评测才有用：请加 eval_strategy=steps 和 eval_steps"
+            "（例如 100），以及 eval_file 或 eval_ratio。"
+        )
+    if values.get("eval_questions") and not values.get("eval_file") and not values.get("eval_ratio"):
+        raise UserError(f"{path}: eval_questions 的问题在评测时回答，但没有评测数据：请给 eval_file 或 eval_ratio。")
 
 
 def effective_config(values: dict[str, Any]) -> dict[str, Any]:

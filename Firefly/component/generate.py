@@ -16,7 +16,7 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, T
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
-from .checkpoint import keep_nf4_readable, load_causal_lm
+from .checkpoint import keep_nf4_readable, load_causal_lm, nf4_config
 from .inference import Completion, Request
 from .session import Session, TextStream, only_adapter
 from .vocabulary import fit_vocabulary
@@ -31,14 +31,7 @@ def load_model(session: Session, device: str, dtype: torch.dtype, load_in_4bit: 
     )  # peft imports it, and it talks of kernels not wanted here
     kwargs: dict[str, Any] = {"dtype": dtype}
     if load_in_4bit:
-        from transformers import BitsAndBytesConfig
-
-        kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+        kwargs["quantization_config"] = nf4_config(dtype)
         kwargs["device_map"] = {"": device}
     model = load_causal_lm(session.model, **kwargs)
     if not load_in_4bit:

@@ -7,6 +7,7 @@ of Liger's fused loss, arXiv 2410.10989; Granite has none there). Dividing by ``
 1, 4 and 8 the same step; a model that ignores it has loss and gradient multiplied by the accumulation count.
 """
 
+import functools
 import types
 from typing import Any
 
@@ -134,6 +135,7 @@ def install_target_loss(model: torch.nn.Module, rows: int | None = None) -> bool
     original = base.forward
     known = LOGITS_SCALE.get(base.config.model_type)
 
+    @functools.wraps(type(base).forward)  # generate() reads from the signature what it may pass
     def forward(
         self: Any,
         *args: Any,

@@ -1,27 +1,96 @@
-"""What this machine can do: precision, DeepSpeed, devices."""
+"""What this machine can do: precision, devices, and several processes under torchrun or DeepSpeed's launcher."""
 
+import importlib.util
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 from .errors import UserError
 
+INSTALL_DEEPSPEED = "pip install deepspeed==0.19.8"
+
 
 def fit_to_machine(values: dict[str, Any]) -> list[str]:
     """Change in place what this machine can't do (precision, DeepSpeed), and return a sentence for each change."""
-    import importlib.util
-
     import torch
 
-    notices = []
+    notices, cards = [], torch.cuda.device_count()
     if not torch.cuda.is_available():
         values["use_cpu"] = True
         if values.get("fp16"):
             values["fp16"] = False
             notices.append("没有 GPU，fp16 在 CPU 上不可用，改用 float32。")
-        if values.pop("deepspeed", None):
+        if values.get("deepspeed") and not launched():
+            del values["deepspeed"]
             notices.append("没有 GPU，忽略 deepspeed 配置，用普通方式训练。")
     elif values.get("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
         values.update(bf16=False, fp16=True)
         notices.append(f"{torch.cuda.get_device_name()} 不支持 bf16，改用 fp16。")
-    if values.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
-        raise UserError("deepspeed 没有安装：请先 pip install deepspeed；单卡不需要它，可在命令行加 --deepspeed null。")
+    if cards > 1 and not launched():
+        notices.append(
+            f"这台机器有 {cards} 张卡，这样启动只用第一张；要都用上，请改用 deepspeed --num_gpus={cards} train.py …"
+            f" 或 torchrun --nproc_per_node={cards} train.py …"
+        )
+    if values.get("deepspeed"):
+        check_deepspeed(values)
     return notices
+
+
+def launched() -> bool:
+    """True when torchrun or DeepSpeed's launcher started this process (perhaps as the only one)."""
+    return "LOCAL_RANK" in os.environ
+
+
+def check_deepspeed(values: dict[str, Any]) -> None:
+    """Raise UserError when DeepSpeed can't run these values; set what it needs from them."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            f"deepspeed 没有安装：请先 {INSTALL_DEEPSPEED}；单卡不需要它，可在命令行加 --deepspeed null。"
+        )
+    zero = read_deepspeed_config(values["deepspeed"]).get("zero_optimization", {})
+    if zero.get("stage") == 3 and values.get("train_mode", "qlora") == "qlora":
+        raise UserError(
+            "train_mode=qlora 不能用 ZeRO-3：4 比特权重切不开；请改用 --deepspeed train_args/ds_z2_config.json，或去掉 deepspeed。"
+        )
+    if zero.get("offload_optimizer", {}).get("device", "none") != "none" and values.get("optim") == "adamw_torch":
+        values["optim"] = "adamw_torch_fused"  # the same AdamW, on the CPU at the speed of DeepSpeed's own
+
+
+def read_deepspeed_config(config: str | dict[str, Any]) -> dict[str, Any]:
+    """Return DeepSpeed's configuration as a dict, from a path (relative to Firefly/) or itself."""
+    if isinstance(config, dict):
+        return config
+    try:
+        return json.loads(Path(config).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"deepspeed={config}：读不出 DeepSpeed 配置（{error}），请检查路径与 JSON 语法。") from None
+
+
+def join_processes(values: dict[str, Any]) -> dict[str, Any]:
+    """Join the processes of a DeepSpeed run where accelerate would not; returns TrainingArguments' keys that say so.
+
+    On a CPU accelerate looks for a backend only when DeepSpeed is off, and then takes each process for the only one:
+    with DeepSpeed the state is made here, over gloo. Elsewhere nothing is done.
+    """
+    if not (values.get("deepspeed") and values.get("use_cpu")):
+        return {}
+    import deepspeed.ops
+    from accelerate import PartialState
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a kernel to compile, for one machine's CPUs only
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    try:
+        PartialState(backend="gloo")
+    finally:
+        del os.environ["ACCELERATE_USE_DEEPSPEED"]
+    return {"accelerator_config": {**(values.get("accelerator_config") or {}), "use_configured_state": True}}
+
+
+def leave_processes() -> None:
+    """Leave the group at the end of a run, all processes together: one that just exits may abort in gloo's threads."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

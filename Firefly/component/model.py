@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from .argument import CustomizedArguments
-from .checkpoint import keep_nf4_readable, load_causal_lm
+from .checkpoint import keep_nf4_readable, load_causal_lm, nf4_config
 from .errors import UserError
 from .lora import add_adapter
 from .neftune import install_neftune
+from .speed import weights_in
 from .unsloth import load_with_unsloth, why_not_unsloth
 from .utils import logger
 from .vocabulary import grow_embeddings
@@ -46,8 +47,8 @@ def load_for_training(
     if args.neftune_noise_alpha:
         install_neftune(model, args.neftune_noise_alpha)
         args.neftune_noise_alpha = None  # keeps transformers from adding its own noise on top
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = model.num_parameters()
+    trainable = sum(weights_in(p) for p in model.parameters() if p.requires_grad)
+    total = sum(weights_in(p) for p in model.parameters())
     logger.info(f"参数 {total / 1e6:.2f}M，其中训练 {trainable / 1e6:.2f}M（{trainable / total:.2%}）")
     return model
 
@@ -93,14 +94,6 @@ def _checkpointing_kwargs(custom: CustomizedArguments, args: Any) -> dict[str, A
 
 
 def _nf4_kwargs(compute_dtype: torch.dtype) -> dict[str, Any]:
-    """NF4 with double quantisation (QLoRA, Dettmers et al. 2023), the whole model on this process's own device."""
-    from transformers import BitsAndBytesConfig
-
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
+    """NF4, the whole model on this process's own device."""
     device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
-    return {"quantization_config": config, "device_map": {"": device}}
+    return {"quantization_config": nf4_config(compute_dtype), "device_map": {"": device}}

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import warnings
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,7 +137,7 @@ def optimizer_bytes(args: Any) -> float:
     """Bytes of state that the optimizer keeps for a trained weight, found by one real step on a small matrix."""
     cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with unset_fake_temporarily():
+    with unset_fake_temporarily(), warnings.catch_warnings(action="ignore"):  # paged ones are not, on a CPU
         weight = torch.nn.Parameter(torch.zeros(512, 512, device=device))
         weight.grad = torch.zeros_like(weight)
         optimizer = cls([weight], **kwargs)

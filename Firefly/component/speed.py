@@ -79,22 +79,23 @@ def flops_of(model: torch.nn.Module) -> tuple[float, float, float]:
     embedding, head = (getattr(end, "original_module", end).weight for end in ends)  # PEFT wraps them for added tokens
     body = 0.0
     for parameter in model.parameters():
-        if parameter is embedding or parameter is head or parameter.ndim < 2:
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty tensor
+        if parameter is embedding or parameter is head or len(shape) < 2:
             continue
-        n = getattr(parameter, "ds_numel", 0) or _unpacked(parameter)
+        n = weights_in(parameter)
         body += n * (6 if parameter.requires_grad else 4)
     config = base.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_pair = 12.0 * config.num_hidden_layers * config.num_attention_heads * width
-    rows, columns = getattr(head, "ds_shape", head.shape)  # ZeRO-3 leaves an empty tensor
+    rows, columns = getattr(head, "ds_shape", head.shape)
     per_target = rows * columns * (6.0 if head.requires_grad else 4.0)
     return body, per_target, per_pair
 
 
-def _unpacked(parameter: torch.Tensor) -> int:
-    """Weights in a parameter; bitsandbytes packs two of 4 bits into a byte."""
+def weights_in(parameter: torch.Tensor) -> int:
+    """Weights in a parameter; bitsandbytes packs two of 4 bits into a byte, ZeRO-3 leaves an empty tensor."""
     state = getattr(parameter, "quant_state", None)
-    return state.shape.numel() if state is not None else parameter.numel()
+    return getattr(parameter, "ds_numel", 0) or (parameter.numel() if state is None else state.shape.numel())
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

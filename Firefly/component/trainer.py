@@ -5,17 +5,20 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from .callbacks import Bar, LogMetrics, StopOnNan
 from .errors import UserError
+from .evaluation import group_sources, source_keys
+from .exact import ExactResume, LengthGroups
+from .finite import NoNan
 from .lora import LoraPlus
 from .prompt import IGNORE_INDEX
+from .saving import SafeCheckpoints
 from .speed import Meter, peak_flops
 
 
-class Basics(LoraPlus):
+class Basics(NoNan, ExactResume, SafeCheckpoints, LoraPlus):
     """What the trainer of every task has, laid over transformers' Trainer or TRL's: its callbacks, its speedometer, and
     checkpoints that hold the tokenizer, its chat template and the stop tokens.
     """
@@ -61,7 +64,8 @@ class Basics(LoraPlus):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(data)
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(rows, lengths=[int(n) for n in data.lengths])
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroups(rows, [int(n) for n in data.lengths], seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save the model, then what makes the folder complete: tokenizer, chat template, stop tokens."""
@@ -79,15 +83,27 @@ class SFTTrainer(Basics, Trainer):
     """Trainer of sft and pretrain: the held-out loss is per token."""
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """Each process takes every n-th record. Where they do not divide, a record without targets stands in, so that
-        none counts twice and every process still makes as many calls (ZeRO-3 gathers weights in each).
+        """Batches of one source each. Each process takes every n-th record of a source; where they do not divide, a
+        record without targets stands in, so that none counts twice and every process still makes as many calls (ZeRO-3
+        gathers weights in each).
         """
         data = self.eval_dataset if eval_dataset is None else eval_dataset
-        rank, world = self.args.process_index, self.args.world_size
-        rows = [data[i] for i in range(rank, len(data), world)]
-        if len(rows) < -(-len(data) // world):
-            rows.append({**data[0], "labels": np.full_like(data[0]["labels"], IGNORE_INDEX)})
-        return torch.utils.data.DataLoader(rows, self.args.eval_batch_size, collate_fn=self.data_collator)
+        groups = group_sources(getattr(data, "category", [""] * len(data)))
+        self.eval_sources = list(groups)
+        rank, world, size = self.args.process_index, self.args.world_size, self.args.eval_batch_size
+        rows, batches = [], []
+        for source, members in enumerate(groups.values()):
+            mine = [{**data[i], "source": source} for i in members[rank::world]]
+            if len(mine) < -(-len(members) // world):
+                nothing = np.full_like(data[members[0]]["labels"], IGNORE_INDEX)
+                mine.append({**data[members[0]], "labels": nothing, "source": source})
+            batches += [range(len(rows) + i, len(rows) + min(i + size, len(mine))) for i in range(0, len(mine), size)]
+            rows += mine
+
+        def collate(batch: list[dict]) -> dict[str, Any]:
+            return {**self.data_collator(batch), "source": batch[0]["source"]}
+
+        return torch.utils.data.DataLoader(rows, batch_sampler=batches, collate_fn=collate)
 
     def evaluation_loop(
         self,
@@ -97,23 +113,31 @@ class SFTTrainer(Basics, Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Sum the loss over all target tokens and divide once: a mean of batch means would weigh short batches more."""
+        """Sum the loss over all target tokens, of each source and of all, and divide once: a mean of batch means would
+        weigh short batches more.
+        """
         model = self._wrap_model(self.model, training=False, dataloader=dataloader)
         if model is self.model and self.is_deepspeed_enabled:
             model = self.model_wrapped
         model.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        sums = torch.zeros(len(self.eval_sources), 2, dtype=torch.float64, device=self.args.device)
         for inputs in dataloader:
+            source = inputs.pop("source")
             inputs = self._prepare_inputs(inputs)
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss = model(**inputs, num_items_in_batch=1).loss
-            sums += torch.stack([loss.double(), torch.tensor(len(inputs["target_index"]), device=loss.device).double()])
+            sums[source, 0] += loss
+            sums[source, 1] += len(inputs["target_index"])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        sums = self.accelerator.reduce(sums, reduction="sum")
+        total, count = sums.sum(0).tolist()
         metrics = {
             f"{metric_key_prefix}_loss": total / max(count, 1.0),
             f"{metric_key_prefix}_target_tokens": int(count),
         }
+        if len(sums) > 1:
+            each = zip(source_keys(self.eval_sources).values(), sums.tolist(), strict=True)
+            metrics |= {f"{metric_key_prefix}_loss_{key}": total / max(count, 1.0) for key, (total, count) in each}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
 
