@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from component.errors import UserError, exit_cleanly
+from component.utils import explain_out_of_memory
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -162,6 +163,7 @@ def run(trainer: Any, custom: Any, args: Any, checkpoint: Path | None) -> dict[s
     from component.callbacks import SaveOnInterrupt
     from component.evaluation import final_evaluation
     from component.monitor import monitor
+    from component.reshard import fit_checkpoint
     from component.resume import compare, nothing_left, run_facts, wants_newest
     from component.utils import logger, peak_memory_gib
 
@@ -169,10 +171,12 @@ def run(trainer: Any, custom: Any, args: Any, checkpoint: Path | None) -> dict[s
     if checkpoint:
         compare(checkpoint, trainer.run_facts)
         max_steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
-        results = nothing_left(checkpoint, max_steps, Path(args.output_dir), wants_newest(custom))
+        newest, patience = wants_newest(custom), custom.early_stopping_patience
+        results = nothing_left(checkpoint, max_steps, Path(args.output_dir), newest, patience)
         if results is not None:
             return results
         logger.info(f"从 {checkpoint} 继续训练")
+        checkpoint = fit_checkpoint(trainer, checkpoint)
     interrupt = next(c for c in trainer.callback_handler.callbacks if isinstance(c, SaveOnInterrupt))
     curves = monitor(trainer, custom)
     try:
@@ -201,6 +205,7 @@ def run(trainer: Any, custom: Any, args: Any, checkpoint: Path | None) -> dict[s
 
 
 @exit_cleanly
+@explain_out_of_memory
 def main(argv: list[str] | None = None) -> int:
     known, overrides = build_parser().parse_known_args(argv)
     from component.utils import is_main_process, quiet_libraries, setup_logging

@@ -20,6 +20,7 @@ SCRIPTS = [
     "scripts/pipeline_summary.py",
     "Firefly/train.py",
     "Firefly/script/merge_lora.py",
+    "Firefly/script/export.py",
     "Firefly/script/evaluate/evaluate.py",
 ]
 OURS = {"sft_data", "LLM_data_gen", "Firefly", "component"}

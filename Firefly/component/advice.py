@@ -9,6 +9,7 @@ import numpy as np
 
 from .argument import CustomizedArguments
 from .cards import GIB, Memory, Zero, shard
+from .errors import UserError
 from .simulate import simulate
 
 OURS = {f.name for f in dataclasses.fields(CustomizedArguments)}
@@ -127,9 +128,12 @@ def _first_that_fits(setup: Setup, group: Group, budget_gib: float) -> Advice | 
         keys = {k: v for k, v in changes.items() if k != "cards" and (v is not None or setup.zero)}
         return Advice(keys, cost, memory, host / GIB, changed.cards)
 
-    if not group or attempt(*group[-1]).memory.needed > budget_gib:
+    try:
+        if not group or attempt(*group[-1]).memory.needed > budget_gib:
+            return None
+        return next(advice for pair in group if (advice := attempt(*pair)).memory.needed <= budget_gib)
+    except UserError:  # a mode that this model doesn't know, or that can't be worked out
         return None
-    return next(advice for pair in group if (advice := attempt(*pair)).memory.needed <= budget_gib)
 
 
 def _pieces(setup: Setup) -> list[int]:

@@ -75,7 +75,7 @@ def find_card(text: str) -> Card:
         size = 0.0
     if not 0.5 <= size <= 1024:
         raise UserError(f"--estimate {text}：请给出显存（GiB，例如 24）或显卡型号（{'、'.join(CARDS)}）。")
-    return Card(f"{size:g} GiB 的显卡", size, None)
+    return Card("显卡", size, None)
 
 
 def read_zero(deepspeed: Any) -> Zero | None:

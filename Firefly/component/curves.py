@@ -93,7 +93,7 @@ def _draw_losses(axes: Any, history: History, steps: list[int], losses: list[flo
         axes.plot(*series(history, "eval_loss"), color=ORANGE, linewidth=2, marker="o", markersize=4, label="held-out")
         axes.plot(*best, marker="*", markersize=14, color=ORANGE, markeredgecolor="white", linestyle="", zorder=5,
                   label=f"best held-out: {best[1]:.3f} at step {best[0]}")  # fmt: skip
-    axes.set_ylabel("loss per target token")
+    axes.set_ylabel("loss")
     axes.set_title("Training and held-out loss", loc="left", color="#222b36")
     axes.legend(frameon=False, fontsize=9, prop={"family": ["DejaVu Sans", *cjk], "size": 9})
 

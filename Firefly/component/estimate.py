@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import torch
 from transformers import DefaultFlowCallback, TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from .advice import Setup, advise, predict, worst_rows
 from .argument import build_arguments
@@ -57,7 +58,7 @@ def estimate(
         setup_logging(folder, is_main_process())
         try:
             if card and card.gib > here.gib or card and not torch.cuda.is_available():
-                report = _computed(card, quiet, values, path, prepare)
+                report = _computed(card, _elsewhere(quiet, path, prepare), values)
             else:
                 report = _tried(card, here, quiet, values, path, prepare, build_trainer)
         finally:
@@ -67,33 +68,31 @@ def estimate(
                 handler.close()
     if is_main_process():
         print(report.text())
-    leave_processes()
+    if not report.ran_out:  # a process that ran out of memory may be the only one: then the launcher ends the others
+        leave_processes()
     return 0 if report.fits else EXIT_TOO_LARGE
 
 
 def _this_machine() -> Card:
-    """The GPU, or without one the memory that is free."""
+    """The GPU, or without one this process's share of the memory that is free."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)))
         return Card(properties.name, properties.total_memory / GIB, None)
-    return Card("内存", psutil.virtual_memory().available / GIB, None)
+    return Card("可用内存", psutil.virtual_memory().available / GIB / int(os.environ.get("LOCAL_WORLD_SIZE", 1)), None)
 
 
-def _setup(quiet: dict[str, Any], path: str, prepare: Callable[..., Any]) -> Setup:
+def _elsewhere(quiet: dict[str, Any], path: str, prepare: Callable[..., Any]) -> Setup:
     """The run as it would be on a card that takes all its settings, built without touching one."""
-    zero = read_zero(quiet.get("deepspeed"))
     plain = {**quiet, "deepspeed": None, "use_cpu": True}
     if plain.get("fp16"):  # of the same size, and a CPU knows it
         plain |= {"fp16": False, "bf16": True}
     custom, args = build_arguments(plain, path)
-    tokenizer, data = prepare(custom, args)
-    setup = Setup(custom, args, tokenizer, data, cards=args.world_size)
-    return setup.changed(zero=zero)
+    setup = Setup(custom, args, *prepare(custom, args), cards=args.world_size)
+    return setup.changed(zero=read_zero(quiet.get("deepspeed")))
 
 
-def _computed(card: Card, quiet: dict, values: dict, path: str, prepare: Callable[..., Any], **more: Any) -> Report:
-    """For a card that is not here: memory from the structure, time from its data sheet."""
-    setup = _setup(quiet, path, prepare)
+def _computed(card: Card, setup: Setup, values: dict[str, Any], **more: Any) -> Report:
+    """Memory from the structure, time from the card's data sheet."""
     memory, host, model = predict(setup)
     report = Report(setup, values, card, model, memory, host_bytes=host, meter=_count_all(setup, model), **more)
     report.fits_memory = memory.needed <= card.gib and not report.ran_out
@@ -118,31 +117,38 @@ def _tried(
 ) -> Report:
     """On this machine, whose GPU may stand in for a smaller card."""
     cuda = torch.cuda.is_available()
-    if not cuda:  # a process that takes all memory is killed without a word: work it out first
-        report = _computed(here, quiet, values, path, prepare, gpu=False)
-        if not report.fits_memory:
-            return report
     quiet = dict(quiet)
     for notice in fit_to_machine(quiet):
         logger.warning(notice)
+    if not cuda and not quiet.get("deepspeed"):  # out of memory, a process is killed without a word: work it out first
+        with contextlib.suppress(UserError):  # what can't be worked out is tried
+            report = _computed(here, _elsewhere(quiet, path, prepare), values, gpu=False)
+            if not report.fits_memory:
+                return report
     if cuda and card:
         torch.cuda.set_per_process_memory_fraction(min(1.0, (card.gib - CONTEXT_GIB) / here.gib))
     custom, args = build_arguments(quiet, path)
-    trainer = measured = None
+    settings = copy.copy(args)  # measuring changes some
+    trainer = None
     with contextlib.suppress(torch.OutOfMemoryError):
         trainer = build_trainer(custom, args)
-        setup = Setup(custom, copy.copy(args), trainer.tokenizer, trainer.train_dataset, cards=args.world_size)
         measured = measure(trainer)
-    if measured:
+        setup = Setup(custom, settings, trainer.tokenizer, trainer.train_dataset, cards=args.world_size)
         return Report(setup, values, card or here, trainer.model, measured.memory, gpu=cuda, measured=measured)
     trainer = None
     gc.collect()
     torch.cuda.empty_cache()
-    return _computed(card or here, quiet, values, path, prepare, ran_out=True)
+    unset_hf_deepspeed_config()  # else the fake model's weights would be divided too
+    setup = Setup(custom, settings, *prepare(custom, settings), cards=args.world_size)
+    setup = setup.changed(zero=read_zero(quiet.get("deepspeed")))
+    try:
+        return _computed(card or here, setup, values, gpu=cuda, ran_out=True)
+    except UserError as error:
+        raise UserError(f"实跑几步：放不下。怎样改才放得下推算不出来：{error}") from None
 
 
 class _Watch(TrainerCallback):
-    """Notes time and memory between the long steps and the usual ones."""
+    """Notes the time of the usual steps, and the peak of all."""
 
     def __init__(self, trainer: Any):
         self.trainer, self.peak, self.reserved = trainer, 0, 0
@@ -153,11 +159,11 @@ class _Watch(TrainerCallback):
             torch.cuda.synchronize()
         meter = self.trainer.meter
         if state.global_step == LONG_STEPS:
-            self.peak, self.reserved = peak_bytes()
             self.tokens, self.flops, self.started = float(meter.tokens), float(meter.flops), time.perf_counter()
         elif state.global_step == LONG_STEPS + USUAL_STEPS:
             self.seconds = time.perf_counter() - self.started
             self.tokens, self.flops = float(meter.tokens) - self.tokens, float(meter.flops) - self.flops
+            self.peak, self.reserved = peak_bytes()
 
 
 def measure(trainer: Any) -> Measured:

@@ -1,10 +1,10 @@
 """A run that is cut and resumed goes on as if it had not been cut: what transformers' checkpoints leave out.
 
 transformers restores weights, optimizer, schedule, random states and the place in the data. Lost without this file: the
-loss summed since the last log and the mean over the run; the epoch of the shuffle when several processes resume inside
-a later epoch; the order of length groups, which came from the global random state; the counters of callbacks; what an
-evaluation or a data loader drew from the random states; and the log and evaluation at the end of an epoch whose last
-step was a checkpoint.
+loss summed since the last log and the mean over the run; the order of length groups, which came from the global random
+state; the epoch, to a sampler behind the wrappers that skip batches and share them among processes; the counters of
+callbacks; what an evaluation or a data loader drew from the random states; and the log and evaluation at the end of an
+epoch whose last step was a checkpoint.
 """
 
 import contextlib
@@ -59,8 +59,8 @@ class ExactResume:
         return loader
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Tell the sampler its epoch (the wrapper that skips batches hides it), and train no step beyond the last."""
-        if self.state.global_step >= self.state.max_steps:
+        """Tell the sampler its epoch, through whatever wraps it, and train no step beyond the last."""
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
             return
         layer = kwargs["train_dataloader"]

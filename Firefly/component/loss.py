@@ -9,6 +9,7 @@ of Liger's fused loss, arXiv 2410.10989; Granite has none there). Dividing by ``
 
 import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -84,26 +85,63 @@ def target_cross_entropy(
         lm_head: maps hidden to (num_targets, vocab_size).
         scale: multiplies the logits.
     """
-    if targets.numel() == 0:  # keeps the graph whole, so that DDP ranks without targets still take part
+    sharded = any(hasattr(parameter, "ds_id") for parameter in lm_head.parameters())
+    if targets.numel() == 0 and not sharded:  # keeps the graph whole, so that DDP ranks without targets still take part
         return hidden.sum() * 0.0
     weight = plain_matrix(lm_head)
-    if weight is not None and _compute_dtype(hidden) != torch.float16:  # float16 needs the loss scaled before it
-        weight = weight if torch.is_grad_enabled() else weight.detach()
-        return _LossOfMatrix.apply(hidden, weight, targets, scale, rows or chunk_rows(len(weight)))
+    if weight is not None:
+        whole = functools.partial(_loss_of_matrix, weight=weight, targets=targets, scale=scale, rows=rows)
+        return _as_forward(lm_head, whole, hidden) if sharded else whole(hidden)
+    if sharded:  # ZeRO-3: as many calls of the layer in every process, for each gathers its weights from all
+        rows = max(len(targets), 1)
+    rows = rows or chunk_rows(getattr(lm_head, "out_features", hidden.shape[-1]))
+    return _loss_of_calls(lm_head, hidden, targets, scale, rows)
+
+
+def _loss_of_matrix(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, scale: float, rows: int | None
+) -> torch.Tensor:
+    rows = rows or chunk_rows(len(weight))
+    if _compute_dtype(hidden) == torch.float16:  # needs the loss scaled before its gradient is taken
+        return _loss_of_calls(functools.partial(F.linear, weight=weight), hidden, targets, scale, rows)
+    weight = weight if torch.is_grad_enabled() else weight.detach()
+    return _LossOfMatrix.apply(hidden, weight, targets, scale, rows)
+
+
+def _loss_of_calls(
+    lm_head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor, scale: float, rows: int
+) -> torch.Tensor:
+    """Any output layer, a chunk at a time, whose logits are computed once more for the backward pass."""
 
     def chunk_loss(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(lm_head(h).float() * scale, t, reduction="sum")
 
-    rows = rows or chunk_rows(getattr(lm_head, "out_features", hidden.shape[-1]))
     chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
     if not torch.is_grad_enabled():
         return sum(chunk_loss(h, t) for h, t in chunks)
     return sum(checkpoint(chunk_loss, h, t, use_reentrant=False) for h, t in chunks)
 
 
+def _as_forward(
+    module: torch.nn.Module, function: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor
+) -> torch.Tensor:
+    """Call ``function`` as the module's forward: ZeRO-3 has its whole weight there, here and in the backward pass."""
+    own = module.__dict__.get("forward")
+    module.forward = function
+    try:
+        return module(hidden)
+    finally:
+        if own:
+            module.forward = own
+        else:
+            del module.forward  # the class's shows again
+
+
 def plain_matrix(lm_head: torch.nn.Module) -> torch.Tensor | None:
-    """The weight when the layer is just a matrix product: no bias, no adapter, not quantised, whole on this device."""
+    """The weight when the layer is just a matrix product: no bias, no adapter, not quantised. ZeRO-3's may be empty."""
     if type(lm_head).__name__ == "TrainableTokensWrapper" and plain_matrix(lm_head.original_module) is not None:
+        if hasattr(lm_head.original_module.weight, "ds_id"):
+            return None
         return lm_head.weight  # PEFT's added tokens: their trained rows put into the base's, with a gradient to them
     if (
         type(lm_head) is not torch.nn.Linear
@@ -111,9 +149,7 @@ def plain_matrix(lm_head: torch.nn.Module) -> torch.Tensor | None:
         or type(lm_head.weight) is not torch.nn.Parameter
     ):
         return None
-    weight = lm_head.weight
-    partitioned = hasattr(weight, "ds_id") and weight.numel() == 0  # ZeRO-3 gathers it when the module is called
-    return None if partitioned or not weight.is_floating_point() else weight
+    return lm_head.weight if lm_head.weight.is_floating_point() else None
 
 
 def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,23 @@ def fit_to_machine(values: dict[str, Any]) -> list[str]:
         )
     if values.get("deepspeed"):
         check_deepspeed(values)
+        if not launched():
+            be_launched_alone()
     return notices
 
 
 def launched() -> bool:
     """True when torchrun or DeepSpeed's launcher started this process (perhaps as the only one)."""
     return "LOCAL_RANK" in os.environ
+
+
+def be_launched_alone() -> None:
+    """Say what a launcher would to a process that is the only one: DeepSpeed would look for MPI."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def check_deepspeed(values: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from transformers import TrainerCallback
 
 from . import watch
 from .curves import draw_curves
-from .errors import UserError
 from .evaluation import group_sources, source_keys
 from .prompt import IGNORE_INDEX
 from .samples import Samples, questions_of_file, questions_of_rows
@@ -123,12 +122,8 @@ class EarlyStop(TrainerCallback):
         self.patience = patience
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if watch.evaluations_since_best(state.log_history) >= self.patience:
-            step, loss = watch.best_evaluation(state.log_history) or (0, float("nan"))
-            raise UserError(
-                f"这次训练已经早停：第 {step} 步的评测损失 {loss:.4f} 之后连续 {self.patience} 次评测没有更低。"
-                "要继续训练，请调大 early_stopping_patience，或设为 null。"
-            )
+        """A run that was killed after it stopped and before its model was saved has no step left to train."""
+        control.should_training_stop = watch.evaluations_since_best(state.log_history) >= self.patience
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if watch.evaluations_since_best(state.log_history) >= self.patience and not control.should_training_stop:

@@ -185,15 +185,13 @@ def report_choice(sample: Sample, reference: Scores, scores: dict[str, Scores]) 
         f"{len(sample.records)} 条、{len(reference.choices)} 个词元：{parts}。采用{NAMES[chosen]}（{reason}）。",
         file=sys.stderr,
     )
-    return {
-        "qlora_merge": chosen,
+    measured = {
         "reason": reason,
-        "sample": {
-            "name": sample.name,
-            "held_out": sample.held_out,
-            "records": len(sample.records),
-            "target_tokens": len(reference.choices),
-        },
-        "adapter_on_nf4": {"loss": loss},
-        **figures,
+        "sample": sample.name,
+        "held_out": sample.held_out,
+        "records": len(sample.records),
+        "target_tokens": len(reference.choices),
+        "loss_adapter_on_nf4": loss,
+        "merges": figures,
     }
+    return {"qlora_merge": chosen, "measured": measured}

@@ -117,7 +117,7 @@ class Report:
             f"{custom.train_mode}，{half}{'，梯度检查点' if args.gradient_checkpointing else ''}",
             f"数据  {data.n_records} 条，{tokens} 个 token（目标 {targets / tokens:.0%}），每条平均 {lengths.mean():.0f}、中位 {middle}、"
             f"95% 不超过 {most}、最长 {lengths.max()}；截短 {data.n_truncated} 条，剔除 {sum(data.dropped.values())} 条",
-            f"步数  每步 {micro * times * cards} {unit}（每卡 {micro} × 累积 {times} × {cards} 个进程），"
+            f"步数  每步 {micro * times * cards} {unit}（每个进程 {micro} × 累积 {times} × {cards} 个进程），"
             f"每轮 {epoch} 步，{self.epochs:.4g} 轮共 {steps} 步",
         ]
 
@@ -143,11 +143,11 @@ class Report:
         if self.measured:
             peak, reserved = self.measured.peak, self.measured.reserved
             more = f"已分配 {_size(peak)}、已预留 {_size(reserved)}" if self.gpu else f"进程 {_size(peak)}"
-            lines.append(f"      峰值（实测）：{more}；{self.card.name} 共 {self.card.gib:.1f} GiB")
+            lines.append(f"      峰值（实测）：{more}；{self.card.name} {self.card.gib:.1f} GiB")
         else:
             lines.append(
                 f"      需要（推算）：{self.memory.needed:.2f} GiB，含碎片 {FRAGMENTS - 1:.0%} 与 {CONTEXT_GIB:g} GiB 的"
-                f"{' CUDA 上下文' if self.gpu else '程序本身'}；{self.card.name} 有 {self.card.gib:.1f} GiB"
+                f"{' CUDA 上下文' if self.gpu else '程序本身'}；{self.card.name} {self.card.gib:.1f} GiB"
             )
         if self.host_bytes:
             lines.append(f"      另需内存（推算）：{_size(self.host_bytes)}，DeepSpeed 把优化器状态等放在那里")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from . import watch
 from .argument import CustomizedArguments
 from .errors import UserError
 from .manifest import STATE_NAME, read_manifest, why_damaged
@@ -138,29 +139,42 @@ def compare(checkpoint: Path, facts: dict[str, Any]) -> None:
         logger.warning(f"与 {checkpoint} 存盘时不同：{named}。继续训练，但结果不会与不中断时相同。{order}")
 
 
-def nothing_left(checkpoint: Path, max_steps: int, output: Path, newest: bool) -> dict[str, Any] | None:
+def nothing_left(
+    checkpoint: Path, max_steps: int, output: Path, newest: bool, patience: int | None = None
+) -> dict[str, Any] | None:
     """Return the results of a run that is finished, or None when there are steps to train or a final model to save.
 
     Resuming a finished run would train zero steps and report a loss of 0.0: say what to do instead, unless ``newest``
     (a script that restarts its one command until it succeeds) asks for no more than this.
 
+    Args:
+        patience: early_stopping_patience; a run that stopped early is finished too.
+
     Raises:
         UserError: the run is finished.
     """
-    done = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))["global_step"]
-    if done < max_steps:
+    state = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+    done, history = state["global_step"], state["log_history"]
+    early = patience is not None and watch.evaluations_since_best(history) >= patience
+    if done < max_steps and not early:
         return None
     try:
         results = json.loads((output / "train_results.json").read_text(encoding="utf-8"))
-        saved = results.get("global_step", done) >= max_steps
+        saved = results.get("global_step", done) >= done
     except (OSError, ValueError):
         results, saved = {}, False
     if not saved and checkpoint.resolve().parent == output.resolve():
         logger.info(f"{checkpoint} 已是最后一步，只差保存最终模型：现在补上。")
         return None
     if newest:
-        logger.info(f"这次训练共 {max_steps} 步，已经全部完成，模型在 {output}。")
+        logger.info(f"这次训练已经全部完成（{done} 步），模型在 {output}。")
         return results
+    if done < max_steps:
+        step, loss = watch.best_evaluation(history) or (0, float("nan"))
+        raise UserError(
+            f"这次训练已经早停：第 {step} 步的评测损失 {loss:.4f} 之后连续 {patience} 次评测没有更低。"
+            "要继续训练，请调大 early_stopping_patience，或设为 null。"
+        )
     raise UserError(
         f"{checkpoint}：这次训练共 {max_steps} 步，checkpoint 已到第 {done} 步，没有剩下的步数可续。"
         "要继续训练更久，请调大 num_train_epochs 或 max_steps；要做第二阶段，请先用 script/merge_lora.py 合并，"

@@ -78,9 +78,11 @@ def simulate(custom: Any, args: Any, tokenizer: Any, items: list[Any]) -> tuple[
     count. Nothing is sharded: for ZeRO see cards.py.
 
     Raises:
-        UserError: the model decides by its numbers what to compute (some mixtures of experts).
+        UserError: it can't be worked out: the model decides by its numbers what to compute (mixtures of experts), or
+            DoRA on NF4.
     """
     custom, args = _without_weights(custom), copy.copy(args)
+    offload = custom.gradient_checkpointing_offload or bool((args.gradient_checkpointing_kwargs or {}).get("offload"))
     level = logger.level
     logger.setLevel("ERROR")
     try:
@@ -92,7 +94,7 @@ def simulate(custom: Any, args: Any, tokenizer: Any, items: list[Any]) -> tuple[
         if not flat:  # pieces of documents then stand in a row each
             rows = sorted(rows, key=lambda row: -len(row["input_ids"]))[: len(items)]
         batch = flatten_batch(rows) if flat else pad_batch(rows, tokenizer.pad_token_id)
-        _checkpoint_layers(model, args)
+        _checkpoint_layers(model, args, offload)
         with FakeTensorMode(allow_non_fake_inputs=True) as fake, _attention_of_a_gpu():
             _off_meta(model)
             batch = {k: fake.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
@@ -100,7 +102,7 @@ def simulate(custom: Any, args: Any, tokenizer: Any, items: list[Any]) -> tuple[
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"{custom.model_name_or_path}：这种模型的显存不能只凭结构推算（{reason}）；请在要用的显卡上直接运行 --estimate 实测。"
+            f"{custom.model_name_or_path}：这样的模型和设置，显存不能只凭结构推算（{reason}）；请在要用的显卡上直接运行 --estimate 实测。"
         ) from error
     finally:
         logger.setLevel(level)
@@ -116,9 +118,8 @@ def peak_of_step(model: torch.nn.Module, batch: dict[str, Any], args: Any) -> Me
         for p in trained:
             p.grad = torch.empty_like(p)
             live.add(p.grad)
-    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     with live:
-        with torch.autocast("cpu", half, enabled=half is not None and not args.deepspeed):
+        with torch.autocast("cpu", torch.bfloat16, enabled=(args.bf16 or args.fp16) and not args.deepspeed):
             loss = model(**batch, num_items_in_batch=1).loss
         loss.backward()
     in_step = elements * 4 if args.optim == "adamw_torch" else 0  # its foreach form holds sqrt(v) of all at once
@@ -135,13 +136,17 @@ def stored_tensors(model: torch.nn.Module) -> list[torch.Tensor]:
 
 def optimizer_bytes(args: Any) -> float:
     """Bytes of state that the optimizer keeps for a trained weight, found by one real step on a small matrix."""
-    cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with unset_fake_temporarily(), warnings.catch_warnings(action="ignore"):  # paged ones are not, on a CPU
         weight = torch.nn.Parameter(torch.zeros(512, 512, device=device))
         weight.grad = torch.zeros_like(weight)
-        optimizer = cls([weight], **kwargs)
-        optimizer.step()
+        try:
+            cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
+            optimizer = cls([weight], **kwargs)
+            optimizer.step()
+        except (ImportError, TypeError, ValueError) as error:
+            name = getattr(args.optim, "value", args.optim)
+            raise UserError(f"optim={name}：不能推算它占的内存（{error}），请换一个优化器，或实跑几步。") from None
         return state_bytes(optimizer) / weight.numel()
 
 
@@ -228,13 +233,14 @@ def _without_weights(custom: Any) -> Any:
     return custom
 
 
-def _checkpoint_layers(model: torch.nn.Module, args: Any) -> None:
+def _checkpoint_layers(model: torch.nn.Module, args: Any, offload: bool) -> None:
     """As transformers.Trainer does; the random state needn't be kept, and what is offloaded is let go."""
     if not args.gradient_checkpointing:
         return
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     kwargs = {**(args.gradient_checkpointing_kwargs or {}), "preserve_rng_state": False}
-    every, offload = kwargs.pop("every_n_layers", 1), kwargs.pop("offload", False)
+    every = kwargs.pop("every_n_layers", 1)
+    kwargs.pop("offload", None)  # a CPU's run was told to leave it
     base.gradient_checkpointing_enable(kwargs, every_n_layers=every)
     if offload:
         base._set_gradient_checkpointing(True, functools.partial(_offloaded, **kwargs), every_n_layers=every)

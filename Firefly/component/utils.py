@@ -1,10 +1,14 @@
 """Logging and small things that belong to no other file."""
 
+import functools
 import logging
 import os
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from .errors import UserError
 
 logger = logging.getLogger("firefly")
 
@@ -45,3 +49,22 @@ def peak_memory_gib() -> dict[str, float]:
 
 def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def explain_out_of_memory(main: Callable[[list[str] | None], int]) -> Callable[[list[str] | None], int]:
+    """Wrap train.py's ``main``: a GPU that runs out of memory is a UserError that says what to change."""
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported here, so that --help stays instant
+                raise
+            raise UserError(
+                "显存不足，训练停止（已存的 checkpoint 都在）。在同一条命令后加 --estimate，会列出放得下的改法与各自的显存；"
+                "常用的有：per_device_train_batch_size 减半而 gradient_accumulation_steps 加倍（结果不变）、"
+                "gradient_checkpointing、8 位优化器、减小 max_seq_length、train_mode 改为 lora 或 qlora。"
+            ) from None
+
+    return wrapped

@@ -161,7 +161,7 @@ def merge_better(args: argparse.Namespace, part: Path) -> dict[str, Any]:
         model = qlora_merge.load_nf4(args.base, half, args.device)
     except UserError as error:
         print(f"QLoRA 适配器：{error}，无法与训练时的 NF4 底座比较，直接并入 16/32 位底座。", file=sys.stderr)
-        return {"qlora_merge": "base", "reason": str(error)} | write_merged(args, loader(args, "base"), part)
+        return {"qlora_merge": "base"} | write_merged(args, loader(args, "base"), part)
     model = attach(model, Path(args.adapter), args.adapter_config, args.device)
     sample = sample or qlora_merge.builtin_sample(model, args.tokenizer)
     reference = qlora_merge.score(model, sample.records)

@@ -238,12 +238,14 @@ def test_qlora_adapter_is_merged_both_ways_and_the_better_is_kept(
     assert "12 条" in said[0]
     assert ("采用16/32 位底座" if held_out else "采用反量化底座") in said[0]
     info = read(out, "merge_info.json")
-    assert info["sample"]["held_out"] is held_out
+    assert info["base"] == str(tiny_minicpm)
     assert info["qlora_merge"] == ("base" if held_out else "dequantized")
-    assert info["base"]["loss"] < info["adapter_on_nf4"]["loss"]
-    assert info["dequantized"]["kl"] < 1e-6 < info["base"]["kl"]  # the very weights it was trained on
-    assert info["dequantized"]["equal_greedy_tokens"] == 1.0
-    assert abs(info["dequantized"]["loss"] - info["adapter_on_nf4"]["loss"]) < 1e-5
+    assert info["measured"]["held_out"] is held_out
+    loss, merges = info["measured"]["loss_adapter_on_nf4"], info["measured"]["merges"]
+    assert merges["base"]["loss"] < loss
+    assert merges["dequantized"]["kl"] < 1e-6 < merges["base"]["kl"]  # the very weights it was trained on
+    assert merges["dequantized"]["equal_greedy_tokens"] == 1.0
+    assert abs(merges["dequantized"]["loss"] - loss) < 1e-5
     base = PeftModel.from_pretrained(load_causal_lm(tiny_minicpm), qlora_adapter).eval()
     expected = base if held_out else on_nf4(tiny_minicpm, qlora_adapter)
     torch.testing.assert_close(logits(load_causal_lm(out)), logits(expected), atol=1e-4, rtol=0)
@@ -268,9 +270,9 @@ def test_qlora_without_held_out_data_takes_what_is_there(qlora_adapter, tmp_path
     values |= {key: held_out if path is True else path for key, path in files.items()}
     (qlora_adapter / "train_args.json").write_text(json.dumps(values))
     assert merge_lora.main(["--adapter", str(qlora_adapter), "--out", str(tmp_path / "merged"), "--no-check"]) == 0
-    sample = read(tmp_path / "merged", "merge_info.json")["sample"]
-    assert sample["held_out"] is False
-    assert ("训练集" if files.get("train_file") else "内置提示") in sample["name"]
+    measured = read(tmp_path / "merged", "merge_info.json")["measured"]
+    assert measured["held_out"] is False
+    assert ("训练集" if files.get("train_file") else "内置提示") in measured["sample"]
 
 
 def test_qlora_without_bitsandbytes_is_merged_into_the_base(qlora_adapter, tiny_minicpm, tmp_path, capsys, monkeypatch):
