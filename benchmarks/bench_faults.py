@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -90,7 +91,8 @@ def start(arguments: list[str], output: Path, **popen: Any) -> subprocess.Popen:
 def train(arguments: list[str], output: Path, **popen: Any) -> tuple[int, str]:
     """Run to the end. Returns exit code and stderr."""
     process = start(arguments, output, **popen)
-    return process.returncode if (talk := process.communicate()[1]) is None else process.wait(), talk
+    talk = process.communicate()[1]
+    return process.returncode, talk
 
 
 def kill_until_done(arguments: list[str], output: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -124,9 +126,7 @@ def kill_until_done(arguments: list[str], output: Path, options: argparse.Namesp
             return kills
         if any(word in text for word in ("Traceback", "已损坏")):
             sys.exit(text)
-        step = max(
-            (int(line.split("步 ")[1].split("/")[0]) for line in lines if "步 " in line and "/" in line), default=0
-        )
+        step = max(map(int, re.findall(r"INFO 步 (\d+)/", text)), default=0)
         kills.append({"step": step, "while": moment(output, step)})
         print(f"第 {len(kills)} 次 kill -9：{kills[-1]}", file=sys.stderr)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -146,7 +147,7 @@ def plain_matrix(lm_head: torch.nn.Module) -> torch.Tensor | None:
     if (
         type(lm_head) is not torch.nn.Linear
         or lm_head.bias is not None
-        or type(lm_head.weight) is not torch.nn.Parameter
+        or type(lm_head.weight) not in (torch.nn.Parameter, FakeTensor)  # fake: simulate.py
     ):
         return None
     return lm_head.weight if lm_head.weight.is_floating_point() else None

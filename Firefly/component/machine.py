@@ -28,6 +28,12 @@ def fit_to_machine(values: dict[str, Any]) -> list[str]:
     elif values.get("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
         values.update(bf16=False, fp16=True)
         notices.append(f"{torch.cuda.get_device_name()} 不支持 bf16，改用 fp16。")
+    if values.get("use_liger_kernel"):
+        if not torch.cuda.is_available() or importlib.util.find_spec("liger_kernel") is None:
+            del values["use_liger_kernel"]
+            notices.append("use_liger_kernel：需要 GPU 和 pip install liger-kernel，这里没有，按普通方式训练。")
+        else:  # its layers but not its loss, which would replace ours of target tokens only
+            values.setdefault("liger_kernel_config", {"cross_entropy": False, "fused_linear_cross_entropy": False})
     if cards > 1 and not launched():
         notices.append(
             f"这台机器有 {cards} 张卡，这样启动只用第一张；要都用上，请改用 deepspeed --num_gpus={cards} train.py …"

@@ -88,17 +88,15 @@ def find_sample(tokenizer: Any, eval_file: str | None, training: dict[str, Any],
         if sample is None:
             raise UserError(f"{eval_file}：没有一条对话可以算损失，请换一个 --eval-file。")
         return sample
-    for key, held_out in (("eval_file", True), ("train_file", False)):
-        path = next(
-            (p for p in (Path(training.get(key) or ""), FIREFLY / (training.get(key) or "")) if p.is_file()), None
-        )
+    for key, kind in (("eval_file", "留出"), ("train_file", "训练集，见过")):
+        name = training.get(key)
+        path = next((p for p in (Path(name), FIREFLY / name) if p.is_file()), None) if name else None
         if path is None:
             continue
+        held_out = key == "eval_file"
         try:
             found = first_conversations(str(path), 16 * count if held_out else count)
-            sample = _encode(
-                tokenizer, found, length, count, f"{path}（{'留出' if held_out else '训练集，见过'}）", held_out
-            )
+            sample = _encode(tokenizer, found, length, count, f"{path}（{kind}）", held_out)
         except UserError:  # data of another task, or changed since: the next best sample will do
             continue
         if sample:

@@ -17,12 +17,9 @@ from Firefly.component.simulate import LiveBytes, optimizer_bytes, peak_of_step,
 
 
 def rows(count: int, length: int) -> list[dict[str, np.ndarray]]:
-    """Records that grow shorter by 3 tokens each, the second half of each with loss."""
-    lengths = [length - 3 * i for i in range(count)]
-    return [
-        {"input_ids": np.full(n, 5, np.int32), "labels": np.where(np.arange(n) < n // 2, -100, 5).astype(np.int32)}
-        for n in lengths
-    ]
+    """Records whose second half has loss."""
+    labels = np.where(np.arange(length) < length // 2, -100, 5).astype(np.int32)
+    return [{"input_ids": np.full(length, 5, np.int32), "labels": labels}] * count
 
 
 @pytest.fixture
@@ -104,17 +101,19 @@ def test_nf4_weights_by_hand(settings):
         n = p.quant_state.shape.numel()
         packed += n // 2 + n // 64 + 4 * -(-n // 64 // 256) + 16 * 4 + 256 * 4
     assert len(quantised) == 2 * 7  # every Linear of two layers
-    assert memory.weights == packed + sum(p.nbytes for p in others) + sum(b.nbytes for b in model.buffers())
+    rotary = 2 * 16 * 4  # frequencies, and what they were at first
+    assert memory.weights == packed + sum(p.nbytes for p in others) + rotary
 
 
 def test_checkpointing_and_offloading_take_less_and_twice_the_records_twice_as_much(settings):
     def activations(count: int, **keys) -> int:
-        custom, args, tokenizer = settings(train_mode="lora", **keys)
-        return simulate(custom, args, tokenizer, rows(count, 200)[:count])[0].activations
+        custom, args, tokenizer = settings(train_mode="lora", gradient_accumulation_steps=2, **keys)
+        return simulate(custom, args, tokenizer, rows(count, 200))[0].activations
 
     plain, checkpointed = activations(8), activations(8, gradient_checkpointing=True)
     offloaded = activations(8, gradient_checkpointing=True, gradient_checkpointing_offload=True)
-    assert plain > 1.3 * checkpointed > 1.3 * offloaded
+    assert plain > 1.3 * checkpointed
+    assert checkpointed - offloaded == pytest.approx(8 * 200 * 64 * 4, rel=0.1)  # what the first layer was given
     assert activations(16) == pytest.approx(2 * plain, rel=0.15)
 
 
