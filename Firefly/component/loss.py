@@ -110,7 +110,11 @@ def _loss_of_matrix(
 
 
 def _loss_of_calls(
-    lm_head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor, scale: float, rows: int
+    lm_head: Callable[[torch.Tensor], torch.Tensor],
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    scale: float,
+    rows: int,
 ) -> torch.Tensor:
     """Any output layer, a chunk at a time, whose logits are computed once more for the backward pass."""
 
@@ -140,17 +144,16 @@ def _as_forward(
 
 def plain_matrix(lm_head: torch.nn.Module) -> torch.Tensor | None:
     """The weight when the layer is just a matrix product: no bias, no adapter, not quantised. ZeRO-3's may be empty."""
-    if type(lm_head).__name__ == "TrainableTokensWrapper" and plain_matrix(lm_head.original_module) is not None:
-        if hasattr(lm_head.original_module.weight, "ds_id"):
+    if type(lm_head).__name__ == "TrainableTokensWrapper":
+        weight = plain_matrix(lm_head.original_module)
+        if weight is None or hasattr(weight, "ds_id"):
             return None
         return lm_head.weight  # PEFT's added tokens: their trained rows put into the base's, with a gradient to them
-    if (
-        type(lm_head) is not torch.nn.Linear
-        or lm_head.bias is not None
-        or type(lm_head.weight) not in (torch.nn.Parameter, FakeTensor)  # fake: simulate.py
-    ):
+    if type(lm_head) is not torch.nn.Linear:
         return None
-    return lm_head.weight if lm_head.weight.is_floating_point() else None
+    weight, *bias = lm_head.parameters(recurse=False)  # under ZeRO-3 lm_head.weight would gather it, and keep it
+    known = type(weight) in (torch.nn.Parameter, FakeTensor)  # fake: simulate.py
+    return weight if known and weight.is_floating_point() and not bias else None
 
 
 def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:

@@ -182,9 +182,10 @@ def test_what_transformers_refuses_is_a_sentence():
 
 
 def test_cpu_falls_back_with_a_sentence_for_each_change():
-    values = MINIMAL | {"fp16": True, "deepspeed": "ds.json"}
+    values = MINIMAL | {"fp16": True, "deepspeed": "ds.json", "use_liger_kernel": True}
     notices = fit_to_machine(values)
     assert values["use_cpu"] is True
     assert values["fp16"] is False
     assert "deepspeed" not in values
-    assert len(notices) == 2
+    assert "use_liger_kernel" not in values
+    assert len(notices) == 3
