@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from component.errors import UserError, exit_cleanly
+from component.machine import rank_0_first
 from component.utils import explain_out_of_memory
 
 
@@ -205,6 +206,7 @@ def run(trainer: Any, custom: Any, args: Any, checkpoint: Path | None) -> dict[s
 
 
 @exit_cleanly
+@rank_0_first
 @explain_out_of_memory
 def main(argv: list[str] | None = None) -> int:
     known, overrides = build_parser().parse_known_args(argv)

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from .errors import UserError
-from .machine import read_deepspeed_config
+from .machine import zero_config
 from .speed import PEAK_TFLOPS
 
 GIB = 1 << 30
@@ -82,8 +82,7 @@ def read_zero(deepspeed: Any) -> Zero | None:
     """Read the value of the key ``deepspeed``, a path or the config itself; None where it shards nothing."""
     if not deepspeed:
         return None
-    config = read_deepspeed_config(deepspeed)
-    part = config.get("zero_optimization", {})
+    part = zero_config(deepspeed)
 
     def number(key: str, default: float) -> float:
         return default if part.get(key, "auto") == "auto" else float(part[key])

@@ -1,9 +1,13 @@
 """What this machine can do: precision, devices, and several processes under torchrun or DeepSpeed's launcher."""
 
+import functools
 import importlib.util
 import json
 import os
 import socket
+import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ def fit_to_machine(values: dict[str, Any]) -> list[str]:
     notices, cards = [], torch.cuda.device_count()
     if not torch.cuda.is_available():
         values["use_cpu"] = True
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where installed, warns that it found no GPU
         if values.get("fp16"):
             values["fp16"] = False
             notices.append("没有 GPU，fp16 在 CPU 上不可用，改用 float32。")
@@ -61,48 +66,53 @@ def be_launched_alone() -> None:
 
 
 def check_deepspeed(values: dict[str, Any]) -> None:
-    """Raise UserError when DeepSpeed can't run these values; set what it needs from them."""
+    """Raise UserError when DeepSpeed can't run these values."""
     if importlib.util.find_spec("deepspeed") is None:
-        raise UserError(
-            f"deepspeed 没有安装：请先 {INSTALL_DEEPSPEED}；单卡不需要它，可在命令行加 --deepspeed null。"
-        )
-    zero = read_deepspeed_config(values["deepspeed"]).get("zero_optimization", {})
+        raise UserError(f"deepspeed 没有安装：请先 {INSTALL_DEEPSPEED}；单卡不需要它，可在命令行加 --deepspeed null。")
+    zero = zero_config(values["deepspeed"])
     if zero.get("stage") == 3 and values.get("train_mode", "qlora") == "qlora":
         raise UserError(
             "train_mode=qlora 不能用 ZeRO-3：4 比特权重切不开；请改用 --deepspeed train_args/ds_z2_config.json，或去掉 deepspeed。"
         )
-    if zero.get("offload_optimizer", {}).get("device", "none") != "none" and values.get("optim") == "adamw_torch":
-        values["optim"] = "adamw_torch_fused"  # the same AdamW, on the CPU at the speed of DeepSpeed's own
 
 
-def read_deepspeed_config(config: str | dict[str, Any]) -> dict[str, Any]:
-    """Return DeepSpeed's configuration as a dict, from a path (relative to Firefly/) or itself."""
-    if isinstance(config, dict):
-        return config
-    try:
-        return json.loads(Path(config).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"deepspeed={config}：读不出 DeepSpeed 配置（{error}），请检查路径与 JSON 语法。") from None
+def zero_config(deepspeed: str | dict[str, Any]) -> dict[str, Any]:
+    """Return "zero_optimization" of DeepSpeed's configuration, given as a path (relative to Firefly/) or itself."""
+    if not isinstance(deepspeed, dict):
+        try:
+            deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"deepspeed={deepspeed}：读不出 DeepSpeed 配置（{error}），请检查路径（相对 Firefly/）与 JSON 语法。"
+            ) from None
+    return deepspeed.get("zero_optimization", {})
 
 
-def join_processes(values: dict[str, Any]) -> dict[str, Any]:
-    """Join the processes of a DeepSpeed run where accelerate would not; returns TrainingArguments' keys that say so.
+def deepspeed_arguments(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what TrainingArguments need beside ``values`` for a DeepSpeed run; on a CPU, join its processes.
 
-    On a CPU accelerate looks for a backend only when DeepSpeed is off, and then takes each process for the only one:
-    with DeepSpeed the state is made here, over gloo. Elsewhere nothing is done.
+    accelerate looks for a backend on a CPU only when DeepSpeed is off, and with it takes each process for the only one:
+    so its state is made here, over gloo.
     """
-    if not (values.get("deepspeed") and values.get("use_cpu")):
+    if not values.get("deepspeed"):
         return {}
-    import deepspeed.ops
-    from accelerate import PartialState
+    warnings.filterwarnings("ignore", r".*torch\.distributed\..* is deprecated", FutureWarning)  # DeepSpeed's calls
+    more = {}
+    offloaded = zero_config(values["deepspeed"]).get("offload_optimizer", {}).get("device", "none") != "none"
+    if offloaded and values.get("optim") == "adamw_torch":
+        more["optim"] = "adamw_torch_fused"  # the same AdamW, on a CPU ten times as fast
+    if values.get("use_cpu"):
+        import deepspeed.ops
+        from accelerate import PartialState
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a kernel to compile, for one machine's CPUs only
-    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-    try:
-        PartialState(backend="gloo")
-    finally:
-        del os.environ["ACCELERATE_USE_DEEPSPEED"]
-    return {"accelerator_config": {**(values.get("accelerator_config") or {}), "use_configured_state": True}}
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a kernel to compile, and for one machine only
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        try:
+            PartialState(backend="gloo")
+        finally:
+            del os.environ["ACCELERATE_USE_DEEPSPEED"]
+        more["accelerator_config"] = {**(values.get("accelerator_config") or {}), "use_configured_state": True}
+    return more
 
 
 def leave_processes() -> None:
@@ -112,3 +122,21 @@ def leave_processes() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def rank_0_first(main: Callable[[list[str] | None], int]) -> Callable[[list[str] | None], int]:
+    """Wrap train.py's ``main``: what fails in every process is said once.
+
+    The others wait before they fail; meanwhile the launcher, which has seen the first process end, stops them.
+    """
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except Exception:
+            if os.environ.get("LOCAL_RANK", "0") != "0":
+                time.sleep(10)
+            raise
+
+    return wrapped

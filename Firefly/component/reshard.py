@@ -19,7 +19,7 @@ from .manifest import read_manifest
 from .saving import PART_NAME
 from .utils import logger
 
-_NAMES = {"plain": "单卡或 torchrun", "fsdp": "FSDP", "zero": "DeepSpeed ZeRO-1/2", "zero3": "DeepSpeed ZeRO-3"}
+_NAMES = {"plain": "torchrun（或单卡）", "fsdp": "FSDP", "zero": "DeepSpeed ZeRO-1/2", "zero3": "DeepSpeed ZeRO-3"}
 
 
 def fit_checkpoint(trainer: Any, checkpoint: Path) -> Path:
@@ -33,7 +33,7 @@ def fit_checkpoint(trainer: Any, checkpoint: Path) -> Path:
     if saved != wanted:
         key = "adapter_name_or_path" if (checkpoint / "adapter_config.json").exists() else "model_name_or_path"
         raise UserError(
-            f"{checkpoint}：它是用{_NAMES[saved]}存的，现在用{_NAMES[wanted]}，优化器状态读不进来。请照原来的方式启动（只剩一张卡"
+            f"{checkpoint}：存它的是 {_NAMES[saved]}，现在用 {_NAMES[wanted]}，优化器状态读不进来。请照原来的方式启动（只剩一张卡"
             f"也可以：deepspeed --num_gpus=1 或 torchrun --nproc_per_node=1）；或者不续训，以它为起点重新开始：{key}={checkpoint}。"
         )
     if not saved.startswith("zero"):

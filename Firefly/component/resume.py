@@ -99,6 +99,7 @@ def run_facts(custom: CustomizedArguments, args: Any, data: Any) -> dict[str, An
     facts = {key: getattr(custom, key, getattr(args, key, None)) for key in _MUST_STAY + _MAY_CHANGE}
     if custom.train_mode == "full":
         facts = {key: value for key, value in facts.items() if "lora" not in key}
+    facts["optim"] = str(getattr(args.optim, "value", args.optim)).removesuffix("_fused")  # its states are the same
     facts["一步的条数"] = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     facts |= {"进程数": args.world_size, "训练数据条数": len(data), "训练数据内容": fingerprint(data)}
     return json.loads(json.dumps(facts, default=lambda value: getattr(value, "value", str(value))))

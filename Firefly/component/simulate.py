@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -71,6 +72,16 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
+class GpuDropout(TorchFunctionMode):
+    """Keeps a dropout's mask as a GPU's kernel does, a byte a number; a CPU keeps it in the numbers' own type."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.nn.functional.dropout:
+            x, p, training = (*args, *(kwargs or {}).values())[:3]
+            return torch.native_dropout(x, p, True)[0] if training and 0 < p < 1 else x
+        return func(*args, **(kwargs or {}))
+
+
 def simulate(custom: Any, args: Any, tokenizer: Any, items: list[Any]) -> tuple[Memory, torch.nn.Module]:
     """Return the peak of a step on the micro-batch ``items`` (rows of a dataset, or lists of them), and the fake model.
 
@@ -95,7 +106,7 @@ def simulate(custom: Any, args: Any, tokenizer: Any, items: list[Any]) -> tuple[
             rows = sorted(rows, key=lambda row: -len(row["input_ids"]))[: len(items)]
         batch = flatten_batch(rows) if flat else pad_batch(rows, tokenizer.pad_token_id)
         _checkpoint_layers(model, args, offload)
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake, _attention_of_a_gpu():
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, _gpu_attention(), GpuDropout():
             _off_meta(model)
             batch = {k: fake.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             return peak_of_step(model, batch, args), model
@@ -254,7 +265,7 @@ def _offloaded(*args: Any, **kwargs: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _attention_of_a_gpu() -> Iterator[None]:
+def _gpu_attention() -> Iterator[None]:
     """Flat rows go through FlashAttention's own operator, as on a GPU; on a CPU each record would want its length."""
 
     def attention(

@@ -70,10 +70,12 @@ class Basics(NoNan, ExactResume, SafeCheckpoints, LoraPlus):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save the model, then what makes the folder complete: tokenizer, chat template, stop tokens."""
         output_dir = output_dir or self.args.output_dir
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if state_dict:  # DeepSpeed copies a tied tensor once for each of its names
+            state_dict = {k: v for k, v in state_dict.items() if k not in getattr(base, "all_tied_weights_keys", {})}
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self.tokenizer.save_pretrained(output_dir)
         base.generation_config.eos_token_id = self.stop_ids
         base.generation_config.save_pretrained(output_dir)

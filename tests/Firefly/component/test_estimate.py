@@ -94,7 +94,7 @@ def test_advice_fits_and_the_mildest_comes_first(setup):
         "max_seq_length",
     ]
     assert harm == sorted(harm, key=order.index)
-    assert {"gradient_checkpointing", "train_mode"} <= set(harm)
+    assert "gradient_checkpointing" in harm
     for advice in found:  # what is printed for a change is what the changed run takes
         keys = {k: v for k, v in advice.changes.items() if k != "deepspeed"}
         if keys == advice.changes:
