@@ -106,7 +106,7 @@ def advise(setup: Setup, budget_gib: float, gpu: bool = True) -> list[Advice]:
     found = [_first_that_fits(setup, group, budget_gib) for group in _mild(setup, gpu)]
     least = _least(setup)
     if not any(found) and len(least) > 2:
-        both = [({**least, **_batch(setup, m)}, "结果不变，慢三成以上") for m in _pieces(setup) or [1]]
+        both = [({**least, **_batch(setup, m)}, "结果不变，几样一起改，较慢") for m in _pieces(setup) or [1]]
         found.append(_first_that_fits(setup, both, budget_gib))
     enough = any(found)
     for group in _harsher(setup, gpu):

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import ProgressCallback, TrainerCallback
 
 from .errors import UserError
+from .machine import agree_to_stop, launched
 from .utils import logger
 
 
@@ -64,10 +65,15 @@ class StopOnNan(TrainerCallback):
 
 
 class SaveOnInterrupt(TrainerCallback):
-    """First Ctrl-C (or SIGTERM): finish the step, save a checkpoint, stop. Second: stop at once."""
+    """First Ctrl-C (or SIGTERM): finish the step, save a checkpoint, stop. Second: stop at once.
+
+    Several processes stop after the same step, even if a signal reached only one. Their launcher passes a Ctrl-C on as
+    two or three signals, and kills them itself after 30 seconds: there, only the first counts.
+    """
 
     def __init__(self) -> None:
         self.interrupted = False
+        self._stop_after: int | None = None
         self._previous: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -75,6 +81,7 @@ class SaveOnInterrupt(TrainerCallback):
             self._previous[number] = signal.signal(number, self._on_signal)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.interrupted = self._stop_after is not None and state.global_step >= self._stop_after
         self.restore()
 
     def restore(self) -> None:
@@ -82,10 +89,14 @@ class SaveOnInterrupt(TrainerCallback):
             signal.signal(*self._previous.popitem())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.interrupted:
+        if self._stop_after is None:
+            self._stop_after = agree_to_stop(state.global_step if self.interrupted else None)
+        if self._stop_after is not None and state.global_step >= self._stop_after:
             control.should_save = control.should_training_stop = True
 
     def _on_signal(self, number: int, frame: Any) -> None:
+        if self.interrupted and launched():
+            return
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True

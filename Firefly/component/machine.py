@@ -33,6 +33,8 @@ def fit_to_machine(values: dict[str, Any]) -> list[str]:
     elif values.get("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
         values.update(bf16=False, fp16=True)
         notices.append(f"{torch.cuda.get_device_name()} 不支持 bf16，改用 fp16。")
+    if values.get("optim") == "adamw_torch":
+        values["optim"] = "adamw_torch_fused"  # the same AdamW in one kernel: faster, 4 bytes a trained weight less
     if values.get("use_liger_kernel"):
         if not torch.cuda.is_available() or importlib.util.find_spec("liger_kernel") is None:
             del values["use_liger_kernel"]
@@ -113,6 +115,22 @@ def deepspeed_arguments(values: dict[str, Any]) -> dict[str, Any]:
             del os.environ["ACCELERATE_USE_DEEPSPEED"]
         more["accelerator_config"] = {**(values.get("accelerator_config") or {}), "use_configured_state": True}
     return more
+
+
+def agree_to_stop(after: int | None) -> int | None:
+    """Tell all processes to stop after step ``after``, or only hear whether one has. Returns the step agreed on.
+
+    Others may have finished that step already, but not the next, which takes all of them: so several stop one later.
+    Costs a message to the first process, 0.1 ms.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return after
+    store, key = dist.distributed_c10d._get_default_store(), "firefly/stop"
+    if after is not None:
+        return int(store.compare_set(key, "", str(after + 1)))
+    return int(store.get(key)) if store.check([key]) else None
 
 
 def leave_processes() -> None:

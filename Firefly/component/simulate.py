@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -72,16 +72,6 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-class GpuDropout(TorchFunctionMode):
-    """Keeps a dropout's mask as a GPU's kernel does, a byte a number; a CPU keeps it in the numbers' own type."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is torch.nn.functional.dropout:
-            x, p, training = (*args, *(kwargs or {}).values())[:3]
-            return torch.native_dropout(x, p, True)[0] if training and 0 < p < 1 else x
-        return func(*args, **(kwargs or {}))
-
-
 def simulate(custom: Any, args: Any, tokenizer: Any, items: list[Any]) -> tuple[Memory, torch.nn.Module]:
     """Return the peak of a step on the micro-batch ``items`` (rows of a dataset, or lists of them), and the fake model.
 
@@ -106,7 +96,7 @@ def simulate(custom: Any, args: Any, tokenizer: Any, items: list[Any]) -> tuple[
             rows = sorted(rows, key=lambda row: -len(row["input_ids"]))[: len(items)]
         batch = flatten_batch(rows) if flat else pad_batch(rows, tokenizer.pad_token_id)
         _checkpoint_layers(model, args, offload)
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake, _gpu_attention(), GpuDropout():
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, _as_on_a_gpu():
             _off_meta(model)
             batch = {k: fake.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             return peak_of_step(model, batch, args), model
@@ -265,8 +255,12 @@ def _offloaded(*args: Any, **kwargs: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _gpu_attention() -> Iterator[None]:
-    """Flat rows go through FlashAttention's own operator, as on a GPU; on a CPU each record would want its length."""
+def _as_on_a_gpu() -> Iterator[None]:
+    """Compute what saves memory otherwise on a CPU with a GPU's operators: attention over flat rows, and dropout.
+
+    There flat rows go through FlashAttention's own (a CPU takes the records one by one, and asks for their lengths),
+    and dropout keeps its mask in bytes.
+    """
 
     def attention(
         module: torch.nn.Module,
@@ -284,8 +278,13 @@ def _gpu_attention() -> Iterator[None]:
         query, key, value = query.to(half), key.to(half), value.to(half)
         return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
 
+    def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        return torch.native_dropout(input, p, True)[0] if training and 0 < p < 1 else input
+
+    plain, F.dropout = F.dropout, dropout
     AttentionInterface.register("varlen", attention)
     try:
         yield
     finally:
+        F.dropout = plain
         AttentionInterface.register("varlen", varlen_attention)

@@ -10,6 +10,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from .callbacks import Bar, LogMetrics, StopOnNan
 from .errors import UserError
 from .evaluation import group_sources, source_keys
+from .evenly import Evenly
 from .exact import ExactResume, LengthGroups
 from .finite import NoNan
 from .lora import LoraPlus
@@ -63,7 +64,7 @@ class Basics(NoNan, ExactResume, SafeCheckpoints, LoraPlus):
         data = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(data)
-        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LengthGroups(rows, [int(n) for n in data.lengths], seed)
 
@@ -81,7 +82,7 @@ class Basics(NoNan, ExactResume, SafeCheckpoints, LoraPlus):
         base.generation_config.save_pretrained(output_dir)
 
 
-class SFTTrainer(Basics, Trainer):
+class SFTTrainer(Evenly, Basics, Trainer):
     """Trainer of sft and pretrain: the held-out loss is per token."""
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:

@@ -107,6 +107,10 @@ def test_what_changed_is_named_old_and_new(tmp_path, warned):
         assert words in warned(), words
     with pytest.raises(UserError, match="lora_rank 64 -> 8"):
         compare(checkpoint, facts(lora_rank=8))
+    with pytest.raises(UserError, match="optim adamw -> adamw_8bit"):
+        compare(checkpoint, facts(optim="adamw_8bit"))
+    compare(checkpoint, facts(optim="adamw_fused"))
+    assert "optim adamw -> adamw_fused" in warned()
     compare(make(tmp_path, 2), facts(lora_rank=8))  # an earlier version told nothing
 
 

@@ -28,7 +28,13 @@ def settings(tiny_minicpm, tmp_path):
 
     def build(**changes):
         values = {"train_file": "x", "model_name_or_path": str(tiny_minicpm), "output_dir": str(tmp_path / "out")}
-        values |= {"lora_rank": 4, "use_cpu": True, "report_to": "none", "optim": "adamw_torch_fused"}
+        values |= {
+            "lora_rank": 4,
+            "lora_dropout": 0.0,
+            "use_cpu": True,
+            "report_to": "none",
+            "optim": "adamw_torch_fused",
+        }
         return *build_arguments(values | changes, "args.json"), load_tokenizer(tiny_minicpm)
 
     return build
@@ -39,7 +45,7 @@ def real_peak(load_model):
     """Return a function: the same count over the same step of the real model, with real tensors."""
 
     def run(custom, args, items, **changes):
-        model, tokenizer, _ = load_model(lora_dropout=0.05, optim="adamw_torch_fused", **changes)
+        model, tokenizer, _ = load_model(optim="adamw_torch_fused", **changes)
         install_target_loss(model)
         flat = use_flat_rows(model, custom.attn_implementation, custom.padding_free)
         if args.gradient_checkpointing:
@@ -77,6 +83,17 @@ def test_a_fake_step_takes_what_a_real_one_takes(settings, real_peak, mode, chec
         real = real_peak(custom, args, rows(6, 96), **keys, **extra)
         assert (fake.weights, fake.gradients, fake.trained) == (real.weights, real.gradients, real.trained)
         assert fake.activations == pytest.approx(real.activations, rel=tolerance)
+
+
+def test_dropout_keeps_a_byte_a_number_as_on_a_gpu(settings):
+    """q_proj of two layers gets 64 numbers a token. On a CPU each number's mask has four bytes."""
+    keys = {"train_mode": "lora", "lora_target_modules": ["q_proj"]}
+    peaks = []
+    for dropout in (0.0, 0.1):
+        custom, args, tokenizer = settings(lora_dropout=dropout, **keys)
+        peaks.append(simulate(custom, args, tokenizer, rows(8, 128))[0].activations)
+    numbers = 8 * 128 * 64
+    assert numbers <= peaks[1] - peaks[0] <= 2 * numbers
 
 
 def test_weights_and_gradients_by_hand(settings, load_model):
