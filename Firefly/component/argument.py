@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .errors import UserError
-from .machine import deepspeed_arguments
+from .machine import launch_arguments
 
 
 @dataclass
@@ -87,7 +87,7 @@ def build_arguments(values: dict[str, Any], path: str) -> tuple[CustomizedArgume
     rest.setdefault("disable_tqdm", not sys.stderr.isatty())
     rest["remove_unused_columns"] = False  # our batches hold just what the model takes
     rest["logging_nan_inf_filter"] = False  # a NaN must be seen, see trainer.py
-    rest |= deepspeed_arguments(rest)
+    rest |= launch_arguments(rest)
     try:
         if custom.task_type == "dpo":
             from .dpo import dpo_arguments

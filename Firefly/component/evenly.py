@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from .prompt import IGNORE_INDEX
 
@@ -35,6 +36,10 @@ class Evenly:
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        fsdp = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if fsdp and fsdp.mixed_precision_policy:  # accelerate's rounds the loss to 16 bits, and adds gradients in them
+            half = fsdp.mixed_precision_policy.param_dtype
+            fsdp.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
         if self.args.world_size > 1 and self.train_dataset:
             self.data_collator = functools.partial(collate, self.data_collator, without_targets(self.train_dataset[0]))
 

@@ -23,6 +23,8 @@ class NoNan:
 
     def _look(self, tr_loss: torch.Tensor, grad_norm: Any) -> None:
         """tr_loss: (), the sum since the last log, in which a NaN stays; grad_norm: (), or None."""
+        if hasattr(grad_norm, "full_tensor"):  # FSDP's: each process holds a part
+            grad_norm = grad_norm.full_tensor()
         norm = torch.as_tensor(0.0 if grad_norm is None or self.args.fp16 else grad_norm, device=tr_loss.device)
         pair = torch.stack([tr_loss.detach().float(), norm.detach().float()])
         flow = self.control

@@ -32,13 +32,14 @@ def key_kinds() -> dict[str, Kinds]:
     """Every key that may be given, with the types its value may have."""
     from transformers import TrainingArguments
 
-    return {
+    kinds = {
         field.name: _kinds(hints[field.name])
         for owner in (TrainingArguments, CustomizedArguments)
         for hints in [typing.get_type_hints(owner)]
         for field in fields(owner)
         if field.init
     }
+    return kinds | {"fsdp": kinds["fsdp"] | {bool}}  # transformers 5 wants true there; its hint still says text
 
 
 def _kinds(hint: Any) -> Kinds:

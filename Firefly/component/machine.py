@@ -14,6 +14,7 @@ from typing import Any
 from .errors import UserError
 
 INSTALL_DEEPSPEED = "pip install deepspeed==0.19.8"
+_ON_A_GPU_ONLY = ("paged_adamw", "paged_adamw_32bit")
 
 
 def fit_to_machine(values: dict[str, Any]) -> list[str]:
@@ -47,7 +48,7 @@ def fit_to_machine(values: dict[str, Any]) -> list[str]:
             f" 或 torchrun --nproc_per_node={cards} train.py …"
         )
     if values.get("deepspeed"):
-        check_deepspeed(values)
+        notices += check_deepspeed(values)
         if not launched():
             be_launched_alone()
     return notices
@@ -67,15 +68,16 @@ def be_launched_alone() -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-def check_deepspeed(values: dict[str, Any]) -> None:
-    """Raise UserError when DeepSpeed can't run these values."""
+def check_deepspeed(values: dict[str, Any]) -> list[str]:
+    """Raise UserError when DeepSpeed can't run; change in place what it can't do, with a sentence for each change."""
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError(f"deepspeed 没有安装：请先 {INSTALL_DEEPSPEED}；单卡不需要它，可在命令行加 --deepspeed null。")
     zero = zero_config(values["deepspeed"])
-    if zero.get("stage") == 3 and values.get("train_mode", "qlora") == "qlora":
-        raise UserError(
-            "train_mode=qlora 不能用 ZeRO-3：4 比特权重切不开；请改用 --deepspeed train_args/ds_z2_config.json，或去掉 deepspeed。"
-        )
+    if zero.get("offload_optimizer", {}).get("device", "none") != "none" and values.get("optim") in _ON_A_GPU_ONLY:
+        notices = [f"优化器状态放在内存里，不需要分页：optim={values['optim']} 改用同样的 adamw_torch。"]
+        values["optim"] = "adamw_torch"
+        return notices
+    return []
 
 
 def zero_config(deepspeed: str | dict[str, Any]) -> dict[str, Any]:
@@ -90,22 +92,30 @@ def zero_config(deepspeed: str | dict[str, Any]) -> dict[str, Any]:
     return deepspeed.get("zero_optimization", {})
 
 
-def deepspeed_arguments(values: dict[str, Any]) -> dict[str, Any]:
-    """Return what TrainingArguments need beside ``values`` for a DeepSpeed run; on a CPU, join its processes.
+def launch_arguments(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what TrainingArguments need beside ``values`` for a DeepSpeed or FSDP run; on a CPU, join its processes."""
+    more: dict[str, Any] = {}
+    if values.get("deepspeed"):
+        warnings.filterwarnings("ignore", r".*torch\.distributed\..* is deprecated", FutureWarning)  # DeepSpeed's calls
+        offloaded = zero_config(values["deepspeed"]).get("offload_optimizer", {}).get("device", "none") != "none"
+        if offloaded and values.get("optim") == "adamw_torch":
+            more["optim"] = "adamw_torch_fused"  # the same AdamW, on a CPU ten times as fast
+    if values.get("fsdp"):  # whole weights in every checkpoint: else none are saved at the end
+        more["fsdp_config"] = {**(values.get("fsdp_config") or {}), "state_dict_type": "FULL_STATE_DICT"}
+    if values.get("use_cpu") and (values.get("deepspeed") or values.get("fsdp")):
+        join_on_cpu(bool(values.get("deepspeed")))
+        more["accelerator_config"] = {**(values.get("accelerator_config") or {}), "use_configured_state": True}
+    return more
 
-    accelerate looks for a backend on a CPU only when DeepSpeed is off, and with it takes each process for the only one:
-    so its state is made here, over gloo.
-    """
-    if not values.get("deepspeed"):
-        return {}
-    warnings.filterwarnings("ignore", r".*torch\.distributed\..* is deprecated", FutureWarning)  # DeepSpeed's calls
-    more = {}
-    offloaded = zero_config(values["deepspeed"]).get("offload_optimizer", {}).get("device", "none") != "none"
-    if offloaded and values.get("optim") == "adamw_torch":
-        more["optim"] = "adamw_torch_fused"  # the same AdamW, on a CPU ten times as fast
-    if values.get("use_cpu"):
+
+def join_on_cpu(deepspeed: bool) -> None:
+    """Make accelerate's state over gloo: on a CPU it would itself not, with DeepSpeed, and leave FSDP out."""
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    if deepspeed:
         import deepspeed.ops
-        from accelerate import PartialState
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a kernel to compile, and for one machine only
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
@@ -113,8 +123,10 @@ def deepspeed_arguments(values: dict[str, Any]) -> dict[str, Any]:
             PartialState(backend="gloo")
         finally:
             del os.environ["ACCELERATE_USE_DEEPSPEED"]
-        more["accelerator_config"] = {**(values.get("accelerator_config") or {}), "use_configured_state": True}
-    return more
+    else:
+        torch.distributed.init_process_group("gloo")
+        state = PartialState(backend="gloo")
+        state.distributed_type = DistributedType.MULTI_GPU  # FSDP is laid over this kind alone, and works on a CPU
 
 
 def agree_to_stop(after: int | None) -> int | None:

@@ -117,7 +117,7 @@ def _check_state(folder: Path) -> None:
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{STATE_NAME} 不完整") from None
     sharded = any(folder.glob("global_step*")) or any(folder.glob("optimizer_*"))  # DeepSpeed's and FSDP's folders
-    if not sharded and not (folder / "optimizer.pt").exists():
+    if not sharded and not any((folder / name).exists() for name in ("optimizer.pt", "optimizer.bin")):
         raise ValueError("没有优化器状态（存盘时 save_only_model=true），只能当模型用，不能续训")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .argument import CustomizedArguments
 from .checkpoint import keep_nf4_readable, load_causal_lm, nf4_config
@@ -94,6 +95,10 @@ def _checkpointing_kwargs(custom: CustomizedArguments, args: Any) -> dict[str, A
 
 
 def _nf4_kwargs(compute_dtype: torch.dtype) -> dict[str, Any]:
-    """NF4, the whole model on this process's own device."""
+    """NF4, the whole model on this process's own device; under ZeRO-3 a part of it, which DeepSpeed places."""
+    config = nf4_config(compute_dtype)
+    if is_deepspeed_zero3_enabled():
+        config.bnb_4bit_quant_storage = compute_dtype  # it cuts floating-point tensors only
+        return {"quantization_config": config}
     device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
-    return {"quantization_config": nf4_config(compute_dtype), "device_map": {"": device}}
+    return {"quantization_config": config, "device_map": {"": device}}

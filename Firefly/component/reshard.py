@@ -64,7 +64,7 @@ def sharding_of(checkpoint: Path) -> str:
         return "zero3"
     if any(checkpoint.glob("global_step*")):
         return "zero"
-    return "fsdp" if any(checkpoint.glob("optimizer_*")) else "plain"
+    return "fsdp" if any(checkpoint.glob("pytorch_model_fsdp*")) else "plain"
 
 
 def sharding_wanted(args: Any) -> str:

@@ -125,8 +125,7 @@ def compare(checkpoint: Path, facts: dict[str, Any]) -> None:
     """
     before = read_manifest(checkpoint).get("run", {})
     changed = {key: (before[key], facts[key]) for key in facts if key in before and before[key] != facts[key]}
-    must = {key: pair for key, pair in changed.items() if key in _MUST_STAY and not _same_state(*pair)}
-    named = "；".join(f"{key} {old} -> {new}" for key, (old, new) in must.items())
+    named = "；".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items() if key in _MUST_STAY)
     if named:
         raise UserError(
             f"{checkpoint}：与存盘时的设置不同（{named}），权重或优化器状态对不上，不能续训；请改回，或换一个 output_dir 重新训练。"
@@ -139,11 +138,6 @@ def compare(checkpoint: Path, facts: dict[str, Any]) -> None:
         named = "；".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
         order = "" if same_step else "一步的条数变了，已训练的位置按步数折算，有的数据会多学或漏学。"
         logger.warning(f"与 {checkpoint} 存盘时不同：{named}。继续训练，但结果不会与不中断时相同。{order}")
-
-
-def _same_state(old: Any, new: Any) -> bool:
-    """adamw_torch and adamw_torch_fused differ in rounding alone."""
-    return str(old).removesuffix("_fused") == str(new).removesuffix("_fused")
 
 
 def nothing_left(

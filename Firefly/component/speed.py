@@ -95,7 +95,7 @@ def flops_of(model: torch.nn.Module) -> tuple[float, float, float]:
 def weights_in(parameter: torch.Tensor) -> int:
     """Weights in a parameter; bitsandbytes packs two of 4 bits into a byte, ZeRO-3 leaves an empty tensor."""
     state = getattr(parameter, "quant_state", None)
-    return getattr(parameter, "ds_numel", 0) or (parameter.numel() if state is None else state.shape.numel())
+    return state.shape.numel() if state is not None else getattr(parameter, "ds_numel", parameter.numel())
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
