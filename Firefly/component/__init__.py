@@ -1,15 +1,15 @@
 """The parts of the trainer, one concern a file.
 
-    arguments   argument keys config translate machine utils errors
-    data        records tokens pool dataset packing collator; preference (DPO)
-    prompt      prompt template template_registry vocabulary
-    model       resolve minicpm checkpoint model lora neftune unsloth
-    training    trainer attention loss evenly speed dpo
-    watching    callbacks monitor watch curves samples evaluation finite
-    saving      saving manifest exact resume reshard lock
-    estimate    estimate simulate cards advice report
-    merging     merge merge_check qlora_merge; exports: gguf_export gguf_vocab modelfile
-    inference   inference session generate serving client results heldout
+arguments   argument keys config translate machine utils errors
+data        records tokens pool dataset packing collator; preference (DPO)
+prompt      prompt template template_registry vocabulary
+model       resolve minicpm checkpoint model lora neftune unsloth
+training    trainer attention loss evenly speed dpo
+watching    callbacks monitor watch curves samples evaluation finite
+saving      saving manifest exact resume reshard lock
+estimate    estimate simulate cards advice report
+merging     merge merge_check qlora_merge; exports: gguf_export gguf_vocab modelfile
+inference   inference session generate serving client results heldout
 """
 
 import logging
