@@ -108,7 +108,9 @@ def prepare_tokenizer(custom: Any) -> tuple[Any, str | None]:
 
 
 def prepare_data(custom: Any, args: Any) -> tuple[Any, Any]:
-    """Return the tokenizer and the training rows, without the model."""
+    """Return the tokenizer and the training rows, without the model, for an estimate that is worked out."""
+    if custom.task_type == "dpo":
+        raise UserError("task_type=dpo：只能实测，不能推算；请在要用的机器上运行 --estimate，不带显存或型号。")
     tokenizer, _ = prepare_tokenizer(custom)
     return tokenizer, load_data(custom, args, tokenizer)[0]
 

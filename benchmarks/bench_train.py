@@ -32,6 +32,10 @@ CONTENDERS = {  # name: (script, virtual environment, packed)
     "llamafactory": ("train_llamafactory.py", "llamafactory", False),
     "llamafactory-packed": ("train_llamafactory.py", "llamafactory", True),
 }
+OURS = {  # the default laid flat, against other ways to the same batches; only when they are named
+    "ours-padded": {"padding_free": False},
+    "ours-by-length": {"padding_free": False, "train_sampling_strategy": "group_by_length"},
+}
 HIDDEN = {73448: 256, 3000: 512}  # 6 layers each: 23M and 17M parameters
 PACKED_ROWS = 2  # about as many tokens as 8 records padded
 
@@ -42,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--train-file", required=True, help="conversation JSONL")
     parser.add_argument("--venvs", default="", help="各训练器的虚拟环境所在的文件夹，见 make_venvs.sh")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", choices=[*CONTENDERS, *OURS], default=list(CONTENDERS))
     parser.add_argument("--steps", type=int, default=20, help="计时的批数（默认 20）；累积 k 时一步算 k 批")
     parser.add_argument("--warm-up", type=int, default=3, help="计时前的批数（默认 3）")
     parser.add_argument("--vocab", nargs="+", type=int, default=[73448, 3000], help="词表大小")
@@ -137,11 +141,11 @@ def prepare(args: argparse.Namespace, case: Path, tokenizer: Any, vocab: int, ac
 
 def best_run(args: argparse.Namespace, name: str, settings: dict[str, Any], case: Path) -> dict[str, Any]:
     """The fastest of --repeat runs, or {"error": why} when there is none."""
-    script, venv, packed = CONTENDERS[name]
+    script, venv, packed = CONTENDERS.get(name, CONTENDERS["ours"])
     python = Path(args.venvs).expanduser() / venv / "bin" / "python" if venv else Path(sys.executable)
     if venv and not (args.venvs and python.exists()):
         return {"error": f"没有虚拟环境 {venv}（见 make_venvs.sh）"}
-    settings = settings | {"packed": packed, "training": dict(settings["training"])}
+    settings = settings | {"packed": packed, "training": settings["training"] | OURS.get(name, {})}
     if packed:
         settings["training"]["per_device_train_batch_size"] = PACKED_ROWS
     runs = [run(name, python, script, settings, case, args.threads) for _ in range(args.repeat)]
@@ -207,7 +211,7 @@ def table(results: dict[str, dict[str, Any]], settings: dict[str, Any]) -> str:
             key: result[key] for key in ("trl", "llamafactory") if key in result
         }
         apart = ""
-        if "losses" in plain and not CONTENDERS[name][2]:
+        if "losses" in plain and not name.endswith(("-packed", "-by-length")):
             apart = f"{max(abs(a - b) for a, b in zip(result['losses'], plain['losses'], strict=False)):.1e}"
         cells = [
             name,

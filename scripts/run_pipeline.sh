@@ -41,7 +41,7 @@ if [ -n "$REDO_FROM" ] && [[ " ${STAGES[*]} " != *" $REDO_FROM "* ]]; then
     exit 2
 fi
 
-source scripts/setup_env.sh requirements.txt
+source scripts/setup_env.sh requirements.txt ${GPUS:+requirements-deepspeed.txt}
 export TOKENIZERS_PARALLELISM=true
 
 REAL=""

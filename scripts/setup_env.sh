@@ -19,8 +19,14 @@ wanted=$(cat "$@" | cksum)
 if [ "$(cat "$VENV/.installed" 2>/dev/null)" != "$wanted" ]; then
     echo "安装依赖（第一次需要几分钟；国内可先设 PIP_INDEX_URL 为镜像地址）..." >&2
     "$VENV/bin/python" -c 'import torch' 2>/dev/null || "$VENV/bin/python" -m pip install -q "${TORCH:-torch==2.13.0}" || exit 2
-    files=(); for file in "$@"; do files+=(-r "$file"); done
-    "$VENV/bin/python" -m pip install -q "${files[@]}" || { echo "错误：依赖安装失败，请看上面 pip 的提示，检查网络后重试。" >&2; exit 2; }
+    for file in "$@"; do
+        flags=()
+        if [ "$file" = requirements-deepspeed.txt ]; then  # else pip fetches another torch to build it with
+            "$VENV/bin/python" -m pip install -q wheel setuptools && flags=(--no-build-isolation)
+        fi
+        "$VENV/bin/python" -m pip install -q ${flags[@]+"${flags[@]}"} -r "$file" || {
+            echo "错误：$file 安装失败，请看上面 pip 的提示，检查网络后重试。" >&2; exit 2; }
+    done
     echo "$wanted" > "$VENV/.installed"
 fi
 PY="$VENV/bin/python"

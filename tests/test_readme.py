@@ -1,5 +1,7 @@
 """Both READMEs: the same commands, each one accepted by the script it names, each file they point to really there.
 
+The commands of docs/SCALE_OUT.md too.
+
 That the commands do what they say is shown where they run: run_pipeline.sh runs the stages, the tests of each script
 the rest.
 """
@@ -14,6 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_en.md")}
 
+SCALE_OUT = (ROOT / "docs/SCALE_OUT.md").read_text(encoding="utf-8")
+
 
 def commands(text: str) -> list[str]:
     """The lines of all bash blocks, continuations joined, comments cut."""
@@ -23,18 +27,18 @@ def commands(text: str) -> list[str]:
 
 
 def script_calls() -> list[list[str]]:
-    """Each call of a Python script of ours as [path from the root, argument, ...]."""
+    """Each call of a Python script of ours, once, as [path from the root, argument, ...]."""
     calls, folder = [], ""
-    for command in commands(TEXTS["README.md"]):
+    for command in commands(TEXTS["README.md"]) + commands(SCALE_OUT):
         if command == "cd Firefly":
             folder = "Firefly/"
             continue
         words = shlex.split(command)
         scripts = [i for i, word in enumerate(words) if word.endswith(".py")]
         if scripts:
-            calls.append(
-                [(folder if words[scripts[0]] == "train.py" else "") + words[scripts[0]], *words[scripts[0] + 1 :]]
-            )
+            call = [(folder if words[scripts[0]] == "train.py" else "") + words[scripts[0]], *words[scripts[0] + 1 :]]
+            if call not in calls:
+                calls.append(call)
     return calls
 
 

@@ -113,6 +113,11 @@ def check_keys_fit_together(custom: CustomizedArguments, args: Any) -> None:
             raise UserError(f"pissa_init：weight_decay={args.weight_decay:g} {why}，请设为 0。")
         if args.optim.value.endswith(("8bit", "4bit")):
             raise UserError(f"pissa_init：optim={args.optim.value} {why}，请用 adamw_torch 或 paged_adamw_32bit。")
+    whole_weights = "pissa_init" if custom.pissa_init else "add_tokens" if custom.add_tokens else ""
+    if whole_weights and custom.train_mode != "full" and args.deepspeed and args.hf_deepspeed_config.is_zero3():
+        raise UserError(
+            f"{whole_weights}：要用到整个权重，而 ZeRO-3 把它分在各进程里；请把 deepspeed 改为 train_args/ds_z2_config.json。"
+        )
     if custom.gradient_checkpointing_offload and not args.gradient_checkpointing:
         raise UserError("gradient_checkpointing_offload：要与 gradient_checkpointing 一起用，请把它也设为 true。")
     for key, value in (("packing", custom.packing), ("neftune_noise_alpha", args.neftune_noise_alpha)):

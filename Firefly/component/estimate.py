@@ -49,8 +49,6 @@ def estimate(
     wanted: a card's size in GiB or its name; "" for this machine. values: of the train_args file. prepare and
     build_trainer: train.py's own; prepare(custom, args) gives the tokenizer and the training data.
     """
-    if values.get("task_type") == "dpo":
-        raise UserError("--estimate：目前只能估 sft 和 pretrain；dpo 一条记录有两个回答，请实跑几步（--max_steps 3）。")
     card = find_card(wanted) if wanted else None
     here = _this_machine()
     with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +194,9 @@ def measure(trainer: Any) -> Measured:
 def parts_of(trainer: Any, peak: int) -> Memory:
     """Divide a measured peak: weights, gradients and optimizer state from the tensors there are, the rest is the rest."""
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
-    weights = sum({t.untyped_storage()._cdata: t.nbytes for t in stored_tensors(trainer.model)}.values())
+    models = [trainer.model, *filter(None, [getattr(trainer, "ref_model", None)])]  # DPO's frozen copy
+    stored = [tensor for model in models for tensor in stored_tensors(model)]
+    weights = sum({t.untyped_storage()._cdata: t.nbytes for t in stored}.values())
     gradients, optimizer = sum(p.nbytes for p in trained), state_bytes(trainer.optimizer)
     rest = max(peak - weights - gradients - optimizer, 0)
     return Memory(weights, gradients, optimizer, rest, sum(p.numel() for p in trained))

@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import UserError
 
-INSTALL_DEEPSPEED = "pip install deepspeed==0.19.8"
+INSTALL_DEEPSPEED = "pip install wheel setuptools && pip install --no-build-isolation deepspeed==0.19.8"
 _ON_A_GPU_ONLY = ("paged_adamw", "paged_adamw_32bit")
 
 

@@ -32,7 +32,7 @@ def seal(folder: Path, **facts: Any) -> None:
 
 def flush(folder: Path) -> dict[str, list]:
     """Bring all that is in a folder to the disk. Returns {name: [size in bytes, crc32]}."""
-    names = _names(folder)
+    names = file_names(folder)
     with ThreadPoolExecutor(4) as threads:
         marks = list(threads.map(lambda name: _flush_and_mark(folder / name), names))
     for path in {folder, *((folder / name).parent for name in names)}:
@@ -81,7 +81,8 @@ def why_damaged(folder: Path) -> str | None:
     return None
 
 
-def _names(folder: Path) -> list[str]:
+def file_names(folder: Path) -> list[str]:
+    """The files in a folder and the folders in it, relative to it."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
@@ -125,7 +126,7 @@ def _check_structure(folder: Path) -> None:
     """A checkpoint without manifest: what a cut-off copy would break."""
     from safetensors import SafetensorError, safe_open
 
-    for name in _names(folder):
+    for name in file_names(folder):
         path = folder / name
         try:
             if path.suffix == ".json":
@@ -140,6 +141,6 @@ def _check_structure(folder: Path) -> None:
                 raise ValueError(f"{name} 不完整")
         except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError):
             raise ValueError(f"{name} 不完整") from None
-    weights = [n for n in _names(folder) if n.endswith(".safetensors")]
+    weights = [n for n in file_names(folder) if n.endswith(".safetensors")]
     if not weights and not any(folder.glob("global_step*")) and not any(folder.glob("pytorch_model*")):
         raise ValueError("没有权重文件")

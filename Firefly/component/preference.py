@@ -27,13 +27,14 @@ class Preference(NamedTuple):
 class PreferenceDataset(torch.utils.data.Dataset):
     """Rows {"prompt_ids", "chosen_ids", "rejected_ids"}, lists of token ids; an answer ends with its stop token.
 
-    lengths: (rows,) int32, tokens of both texts together; dropped: records left out, by reason; n_truncated: records
+    lengths: (rows,) int32, tokens of both texts together; target_counts: (rows,) int32, of both answers; dropped: records left out, by reason; n_truncated: records
     of which something was cut.
     """
 
     def __init__(self, rows: list[tuple[np.ndarray, ...]], dropped: Counter, n_truncated: int):
         self.rows, self.dropped, self.n_truncated = rows, dropped, n_truncated
-        self.lengths = np.array([2 * len(p) + len(c) + len(r) for p, c, r in rows], np.int32)
+        self.target_counts = np.array([len(c) + len(r) for _, c, r in rows], np.int32)
+        self.lengths = self.target_counts + np.array([2 * len(p) for p, _, _ in rows], np.int32)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -48,7 +49,7 @@ class PreferenceDataset(torch.utils.data.Dataset):
 
     def count_tokens(self) -> tuple[int, int]:
         """Return (all tokens, tokens of answers)."""
-        return int(self.lengths.sum(dtype=np.int64)), sum(len(c) + len(r) for _, c, r in self.rows)
+        return int(self.lengths.sum(dtype=np.int64)), int(self.target_counts.sum(dtype=np.int64))
 
 
 def load_preferences(custom: Any, args: Any, tokenizer: Any) -> tuple[PreferenceDataset, PreferenceDataset | None]:

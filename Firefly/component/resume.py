@@ -1,6 +1,7 @@
 """Which checkpoint a run goes on from, whether anything that matters has changed since, and when there is nothing to do."""
 
 import json
+import socket
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from . import watch
 from .argument import CustomizedArguments
 from .errors import UserError
-from .manifest import STATE_NAME, read_manifest, why_damaged
+from .manifest import STATE_NAME, file_names, read_manifest, why_damaged
 from .saving import checkpoint_steps
 from .utils import logger
 
@@ -78,20 +79,31 @@ def newest_first(folder: Path) -> list[Path]:
 
 
 def agree(custom: CustomizedArguments, args: Any) -> Path | None:
-    """Let rank 0 choose for all processes. Raises UserError in each where there is nothing to choose."""
-    from accelerate.utils import broadcast_object_list
+    """Let rank 0 choose for all processes. Raises UserError in each where there is nothing to choose, or where a machine
+    does not have what rank 0 sees.
+    """
+    from accelerate.utils import broadcast_object_list, gather_object
 
-    choice: list[Any] = [None, None]
+    choice: list[Any] = [None, None, []]
     if args.process_index == 0:
         try:
             choice[0] = choose_checkpoint(custom, Path(args.output_dir))
+            choice[2] = file_names(choice[0]) if choice[0] else []
         except UserError as error:
             choice[1] = str(error)
     if args.world_size > 1:
         broadcast_object_list(choice)
-    if choice[1]:
-        raise UserError(choice[1])
-    return choice[0]
+    checkpoint, problem, names = choice
+    if problem:
+        raise UserError(problem)
+    lacking = [(socket.gethostname(), name) for name in names if not (checkpoint / name).is_file()][:1]
+    if lacking := gather_object(lacking) if args.world_size > 1 else lacking:
+        machine, name = lacking[0]
+        raise UserError(
+            f"{checkpoint}：{machine} 这台机器上没有 {name}。续训时每台机器都要有整个 checkpoint：请把 output_dir 放在共享目录里，"
+            f"或先用 rsync -a --ignore-existing 把各台机器上的 {checkpoint.name} 互相补齐。"
+        )
+    return checkpoint
 
 
 def run_facts(custom: CustomizedArguments, args: Any, data: Any) -> dict[str, Any]:

@@ -4,7 +4,8 @@ A cache folder holds
     ids.bin    int32, all records end to end, uncut; a token without loss stands as its complement ~id, which is negative
     index.bin  one INDEX entry a record, in file order
     meta.json  the categories and the sizes of the two files; written last
-Records are kept whole, so another max_seq_length uses the same folder. It is written beside and renamed.
+Records are kept whole, so another max_seq_length uses the same folder. It is written beside and renamed; its time of
+change is when it was last asked for.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from .prompt import IGNORE_INDEX, encode_conversations
 from .records import Chunk, conversation_of, document_of, read_chunks, records_of
 
 PARALLEL_FROM = 20_000  # below this many lines, starting processes costs more than it saves
+UNUSED_SECONDS = 30 * 86400  # a cache that no run has asked for in this time is removed when another is made
 STALE_SECONDS = 3600  # a .part folder that nobody has written to for this long is left from a run that was killed
 
 INDEX = np.dtype(
@@ -117,10 +119,13 @@ def tokenize_once(
     folder = root.expanduser() / f"{Path(files[0]).stem[:40]}-{key}"
     name = files[0] if len(files) == 1 else f"{Path(files[0]).parent} 等 {len(files)} 个文件"
     if store := _open(folder, files):
+        with contextlib.suppress(OSError):  # a cache may be shared, and read only
+            os.utime(folder)
         say(f"{name}：{len(store)} 条，用上次分词的缓存 {folder}")
         return store
     if folder.exists():
         say(f"{folder}：缓存不完整，重新分词")
+    _remove_unused(folder.parent, say)
     encode = functools.partial(_encode_documents if task == "pretrain" else _encode_dialogues, tokenizer)
     started = time.monotonic()
     with _part_folder(folder) as part:
@@ -169,6 +174,17 @@ def _open(folder: Path, files: list[str]) -> TokenStore | None:
         return TokenStore(folder, files)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _remove_unused(root: Path, say: Say) -> None:
+    """Remove what has not been used for long; a run that has one mapped keeps its pages."""
+    for meta in root.glob("*/meta.json"):
+        folder = meta.parent
+        ours = (folder / "ids.bin").exists() and (folder / "index.bin").exists()
+        with contextlib.suppress(OSError):
+            if ours and time.time() - folder.stat().st_mtime > UNUSED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+                say(f"{folder}：{UNUSED_SECONDS // 86400} 天没有用过的分词缓存，已删去")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """train.py --estimate on a real tiny MiniCPM: what it prints, its exit code, and that it writes nothing."""
 
+import json
 import os
 import re
 import subprocess
@@ -55,11 +56,24 @@ def test_what_does_not_fit_is_3_with_changes_that_do(train_main, write_args, cap
     assert "大一些的显卡" in capsys.readouterr().out
 
 
-def test_a_card_nobody_knows_and_dpo_are_refused(train_main, write_args, capsys):
+def test_a_card_nobody_knows_is_refused(train_main, write_args, capsys):
     assert train_main(["--train_args_file", write_args(), "--estimate", "Voodoo2"]) == 2
     assert "4090" in capsys.readouterr().err
-    assert train_main(["--train_args_file", write_args(task_type="dpo"), "--estimate"]) == 2
-    assert "--max_steps 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("train_mode", ["full", "lora"])
+def test_dpo_is_measured_but_not_worked_out(train_main, write_args, tmp_path, capsys, train_mode):
+    pairs = [{"prompt": f"{i} 加一是几？", "chosen": str(i + 1) * (i + 1), "rejected": "不知道。"} for i in range(9)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    changes = {"task_type": "dpo", "train_mode": train_mode, "train_file": str(tmp_path / "pairs.jsonl")}
+    args = write_args(max_steps=-1, num_train_epochs=2, per_device_train_batch_size=2, **changes)
+    assert train_main(["--train_args_file", args, "--estimate"]) == 0
+    out = capsys.readouterr().out
+    assert "数据  9 条" in out
+    assert "每轮 5 步，2 轮共 10 步" in out
+    assert "峰值（实测）" in out
+    assert train_main(["--train_args_file", args, "--estimate", "4090"]) == 2
+    assert "只能实测" in capsys.readouterr().err
 
 
 def test_a_gpu_that_runs_out_of_memory_is_answered_with_changes(train_main, write_args, capsys, monkeypatch):

@@ -173,6 +173,21 @@ def test_leavings_of_a_killed_run_go_when_they_are_old(tokenizer, tmp_path, toke
     assert [p.name for p in token_cache.glob("*.part")] == ["new.part"]
 
 
+def test_a_cache_goes_when_nobody_has_asked_for_it_in_a_month(tokenizer, tmp_path, token_cache):
+    paths = [
+        write(tmp_path / f"{name}.jsonl", [conversation(i)]) for i, name in enumerate(("asked", "forgotten", "new"))
+    ]
+    asked, forgotten = (tokenize_once([path], tokenizer).folder for path in paths[:2])
+    long_ago = time.time() - 31 * 86400
+    for folder in (asked, forgotten):
+        os.utime(folder, (long_ago, long_ago))
+    tokenize_once([paths[0]], tokenizer)
+    said = []
+    made = tokenize_once([paths[2]], tokenizer, say=said.append).folder
+    assert sorted(token_cache.iterdir()) == sorted([asked, made])
+    assert str(forgotten) in said[0]
+
+
 def test_a_bad_line_is_named_and_nothing_stays_behind(tokenizer, tmp_path, token_cache):
     path = write(tmp_path / "a.jsonl", [conversation(0), {"conversation": [{"human": "问"}]}])
     with pytest.raises(UserError, match=r"a\.jsonl:2.*assistant"):
