@@ -39,8 +39,11 @@ if __name__ == "__main__":
     import component.evaluation
     import component.model
     import component.monitor
+    import component.samples
     import component.trainer  # noqa: F401
     import deepspeed  # noqa: F401
+
+    component.samples.MAX_NEW_TOKENS = 4  # under ZeRO-3 each token gathers all weights
 
     for port, argv in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         if code := run_apart(port, argv):
