@@ -40,7 +40,7 @@ if __name__ == "__main__":
     import component.model
     import component.monitor
     import component.samples
-    import component.trainer  # noqa: F401
+    import component.trainer
     import deepspeed  # noqa: F401
 
     component.samples.MAX_NEW_TOKENS = 4  # under ZeRO-3 each token gathers all weights
