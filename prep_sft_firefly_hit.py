@@ -10,6 +10,7 @@ the original text, stripped. Every record read is kept or counted under one reas
 
 import argparse
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -21,11 +22,13 @@ from sft_data.chatml import Fields, carried, firefly_record, hit_record, render_
 from sft_data.errors import UserError, exit_cleanly
 from sft_data.jsonl import dump_line, read_records, write_atomically
 from sft_data.mixture import allocate, explain_share, pick, share, split_eval
-from sft_data.quality import Gates, check_record, label, normalise
+from sft_data.quality import Gates, label
 from sft_data.source import Source
 
 log = logging.getLogger("prep")
 SOURCE_NAMES = {"hit": "HIT", "firefly": "Firefly"}
+BATCH = 4096  # records screened at a time
+Record = tuple[dict[str, Any], Fields, list[dict[str, str]]]
 REPORTED = ("drop_max_urls", "drop_pii", "drop_pattern", "total", "max_firefly", "seed", "no_filter", "no_dedup")
 
 
@@ -118,67 +121,65 @@ def build_gates(args: argparse.Namespace) -> Gates:
     )
 
 
-def read_source(source: Source, paths: list[str], skip_bad: bool) -> Iterator[tuple[dict, Fields, list[dict]]]:
-    """Yield (object, fields, messages) for each readable record; count every record in ``source.read``."""
+def read_source(source: Source, paths: list[str], skip_bad: bool) -> Iterator[Record | UserError]:
+    """Yield each record as (object, fields, messages), or with ``skip_bad`` the reason why it can't be read."""
     from tqdm import tqdm
 
     record_of = hit_record if source.name == "hit" else firefly_record
-
-    def on_bad(error: UserError) -> None:
-        source.read += 1
-        source.drop_bad(error)
-
+    bad: list[UserError] = []
     with tqdm(desc=f"读取 {SOURCE_NAMES[source.name]}", unit="条", disable=None, mininterval=0.5) as bar:
         for path in paths:
-            for where, obj in read_records(path, on_bad if skip_bad else None):
+            for where, obj in read_records(path, bad.append if skip_bad else None):
                 bar.update()
+                yield from bad
+                bad.clear()
                 try:
-                    fields, messages = record_of(obj)
+                    yield obj, *record_of(obj)
                 except ValueError as error:
-                    bad = UserError(f"{where}：{error}；请改正这条记录，或加 --skip-bad 跳过。")
+                    problem = UserError(f"{where}：{error}；请改正这条记录，或加 --skip-bad 跳过。")
                     if not skip_bad:
-                        raise bad from None
-                    on_bad(bad)
-                    continue
-                source.read += 1
-                yield obj, fields, messages
-
-
-def judge(fields: Fields, gates: Gates | None) -> str | None:
-    """Return the reason to drop normalised fields, or None. Without gates only an empty field is a reason."""
-    for name, text in fields:
-        if not text:
-            return f"{'input' if name == 'other' else name}_empty"
-    return check_record(fields, gates) if gates else None
+                        raise problem from None
+                    yield problem
+            yield from bad
+            bad.clear()
 
 
 def clean(source: Source, paths: list[str], args: argparse.Namespace, gates: Gates | None, seen: set[bytes]) -> None:
     """Fill ``source`` with the records that pass the gates and are no exact duplicate of an earlier one."""
-    from sft_data.dedup import fingerprint, simhash
+    from sft_data.dedup import fingerprint
+    from sft_data.screen import screen
 
     limit = args.max_firefly if source.name == "firefly" else None
-    for obj, fields, messages in read_source(source, paths, args.skip_bad):
-        normalised = [(name, normalise(text)) for name, text in fields]
-        if reason := judge(normalised, gates):
-            source.drop(reason)
-            continue
-        try:
-            line = dump_line({"text": render_chatml(messages), "source": source.name, **carried(obj)})
-        except ValueError:  # the order was checked on reading, so a content holds the format's own marker
-            source.drop("format_marker")
-            continue
-        if not args.no_dedup:
-            body = " ".join(text for _, text in normalised)
-            if (key := fingerprint(body)) in seen:
-                source.drop("duplicate")
+    near = args.near_dup_threshold is not None and not args.no_dedup
+    records = read_source(source, paths, args.skip_bad)
+    while batch := list(itertools.islice(records, BATCH)):
+        screened = zip(*screen([item[1] for item in batch if isinstance(item, tuple)], gates, near), strict=True)
+        for item in batch:
+            source.read += 1
+            if isinstance(item, UserError):
+                source.drop_bad(item)
                 continue
-            seen.add(key)
-            if args.near_dup_threshold is not None:
-                source.signatures.append(simhash(body))
-        source.lines.append(line)
-        if limit and len(source.lines) >= limit:
-            log.info("Firefly 已保留 %d 条（--max-firefly），不再往下读", limit)
-            break
+            reason, body, signature = next(screened)
+            if reason:
+                source.drop(reason)
+                continue
+            obj, _, messages = item
+            try:
+                line = dump_line({"text": render_chatml(messages), "source": source.name, **carried(obj)})
+            except ValueError:  # the order was checked on reading, so a content holds the format's own marker
+                source.drop("format_marker")
+                continue
+            if not args.no_dedup:
+                if (key := fingerprint(body)) in seen:
+                    source.drop("duplicate")
+                    continue
+                seen.add(key)
+                if near:
+                    source.signatures.append(signature)
+            source.lines.append(line)
+            if limit and len(source.lines) >= limit:
+                log.info("Firefly 已保留 %d 条（--max-firefly），不再往下读", limit)
+                return
 
 
 def drop_near_duplicates(sources: list[Source], threshold: int) -> None:

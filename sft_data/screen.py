@@ -1,0 +1,140 @@
+"""Gates and dedup's figures for a batch of records at once; what ``judge`` and dedup.py say of each, at a tenth of the time.
+
+    screen(batch, gates, signatures) -> Screened      batch: the fields of each record, as chatml.hit_record gives them
+    judge(fields, gates) -> str | None                one record by the plain functions: the reason to drop it, or None
+
+What the compiled kernel does not know (kernel.py) goes through the plain functions, and so does every text in which a
+quick look finds something: it only spares those in which there is nothing to find.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .chatml import Fields
+from .dedup import simhash
+from .quality import ADVERTISEMENTS, REFUSALS, Gates, check_output, check_pii, check_record, normalise
+
+_FIELDS = {"instruction": 0, "input": 1, "output": 2, "other": 3}
+_GATED = ("instruction", "input", "output")
+_OUTPUT = _FIELDS["output"]
+_REASONS = (None, *(f"{name}_{why}" for name in _GATED for why in ("empty", "too_short", "too_long", "low_chinese")))
+_EMPTY, _TOO_SHORT, _TOO_LONG, _LOW_CHINESE = range(1, 5)
+
+
+class Screened(NamedTuple):
+    """Of each record of a batch: why to drop it (None: keep it), and of one to keep the normalised text of all fields, in
+    UTF-8, and its SimHash (0 when it was not asked for).
+    """
+
+    reasons: list[str | None]
+    bodies: list[bytes]
+    signatures: list[int]
+
+
+def judge(fields: Fields, gates: Gates | None) -> str | None:
+    """Return the reason to drop normalised fields, or None. Without gates only an empty field is a reason."""
+    for name, text in fields:
+        if not text:
+            return f"{'input' if name == 'other' else name}_empty"
+    return check_record(fields, gates) if gates else None
+
+
+def screen(batch: list[Fields], gates: Gates | None, signatures: bool = False) -> Screened:
+    """Judge each record by itself; duplicates are for the caller, who sees all batches."""
+    from . import kernel
+
+    if not batch:
+        return Screened([], [], [])
+    texts = [text.encode("utf-8", "surrogatepass") for fields in batch for _, text in fields]
+    counts = np.fromiter(map(len, batch), np.int64, len(batch))
+    found = kernel.measure(texts, counts)
+    kinds = np.fromiter((_FIELDS[name] for fields in batch for name, _ in fields), np.int8, len(texts))
+    owners = np.repeat(np.arange(len(batch)), counts)
+    memory = found.bodies[: int(found.lines[-1, 1])].tobytes()
+    reasons = _gate_counts(found, kinds, owners, len(batch), gates)
+    if gates:
+        _gate_words(reasons, found, kinds, owners, memory, gates)
+    bodies = [memory[start:end] for start, end in found.lines.tolist()]
+    marks = np.zeros(len(batch), np.uint64)
+    if signatures:
+        kept = np.array([reason is None for reason in reasons]) & ~found.rough
+        marks[kept] = kernel.signatures(found.bodies, found.lines[kept])
+    marks = marks.tolist()
+    for row in np.flatnonzero(found.rough).tolist():
+        fields = [(name, normalise(text)) for name, text in batch[row]]
+        body = " ".join(text for _, text in fields)
+        reasons[row], bodies[row] = judge(fields, gates), body.encode("utf-8", "surrogatepass")
+        marks[row] = simhash(body) if signatures and reasons[row] is None else 0
+    return Screened(reasons, bodies, marks)
+
+
+def _gate_counts(found: Any, kinds: np.ndarray, owners: np.ndarray, n: int, gates: Gates | None) -> list[str | None]:
+    """Judge by the numbers: first any field's being empty, then length and share of Chinese, field by field."""
+    why = np.where(found.chars == 0, _EMPTY, 0)
+    if gates:
+        low, high = (np.array([gates.lengths[name][end] for name in _GATED] + [0]) for end in (0, 1))
+        ratio = 1 - (found.chars - found.chinese) / np.maximum(found.chars, 1)
+        checks = [found.chars < low[kinds], found.chars > high[kinds], ratio < gates.min_chinese_ratio]
+        later = np.select(checks, [_TOO_SHORT, _TOO_LONG, _LOW_CHINESE], 0)
+        anything_empty = np.zeros(n, bool)
+        anything_empty[owners[why > 0]] = True
+        why = np.where((kinds < len(_GATED)) & ~anything_empty[owners], later, why)
+    reasons: list[str | None] = [None] * n
+    bad = np.flatnonzero(why)
+    records, first = np.unique(owners[bad], return_index=True)
+    field = np.where(kinds[bad[first]] < len(_GATED), kinds[bad[first]], _FIELDS["input"])
+    for record, code in zip(records.tolist(), (field * 4 + why[bad[first]]).tolist(), strict=True):
+        reasons[record] = _REASONS[code]
+    return reasons
+
+
+def _gate_words(
+    reasons: list[str | None], found: Any, kinds: np.ndarray, owners: np.ndarray, memory: bytes, gates: Gates
+) -> None:
+    """Look for phrases and personal data in what is left, a field at a time and in the order of check_record."""
+    left = np.array([reason is None for reason in reasons]) & ~found.rough
+    spans = found.spans.tolist()
+    rows = np.flatnonzero(left[owners] & (kinds == _OUTPUT))
+    for row in _suspects(rows, spans, memory, found.flags, bool(gates.drop_patterns)):
+        record = int(owners[row])
+        if reasons[record] is None:
+            reason = check_output(_text(memory, spans[row]), gates.max_urls, gates.drop_patterns)
+            reasons[record] = reason and f"output_{reason}"
+    if gates.drop_pii:
+        from .kernel import AT, DIGITS
+
+        for row in np.flatnonzero(left[owners] & (found.flags & (AT | DIGITS) > 0)).tolist():
+            record = int(owners[row])
+            if reasons[record] is None:
+                reasons[record] = check_pii(_text(memory, spans[row]))
+
+
+def _text(memory: bytes, span: list[int]) -> str:
+    return memory[span[0] : span[1]].decode()
+
+
+def _suspects(rows: np.ndarray, spans: list, memory: bytes, flags: np.ndarray, all_of_them: bool) -> list[int]:
+    """Return the rows, in order, in which an answer's gates may find something: all, or those of a quick look."""
+    from .kernel import LINK
+
+    if all_of_them or not len(rows):
+        return rows.tolist()
+    answers = [memory[spans[row][0] : spans[row][1]] for row in rows.tolist()]
+    ends = np.cumsum([len(answer) + 1 for answer in answers])
+    hits = [match.start() for match in _quick_look().finditer(b"\n".join(answers))]
+    suspect = flags[rows] & LINK > 0
+    suspect[np.searchsorted(ends, hits, side="right")] = True
+    return rows[suspect].tolist()
+
+
+@functools.cache
+def _quick_look() -> Any:
+    """All phrases as one automaton. RE2's word boundaries are those of ASCII, so it finds no less than ``re`` does; no
+    class may take a line's end, or a match could begin in one answer and hide one in the next.
+    """
+    import re2
+
+    pattern = "|".join(f"(?:{phrase})" for phrase in (*REFUSALS, *ADVERTISEMENTS))
+    return re2.compile(pattern.replace("[^", r"[^\n"))
