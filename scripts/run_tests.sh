@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup_env.sh requirements.txt requirements-deepspeed.txt requirements-dev.txt
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES=""
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES=""
 "$PY" -m ruff check .
 "$PY" -m ruff format --check .
-"$PY" -m pytest "$@"
+workers=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)  # nproc would count OMP_NUM_THREADS
+"$PY" -m pytest -n "$((workers < 4 ? workers : 4))" --dist loadfile "$@"
