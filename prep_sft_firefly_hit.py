@@ -10,7 +10,6 @@ the original text, stripped. Every record read is kept or counted under one reas
 
 import argparse
 import contextlib
-import itertools
 import logging
 import os
 import re
@@ -144,6 +143,21 @@ def read_source(source: Source, paths: list[str], skip_bad: bool) -> Iterator[Re
             bad.clear()
 
 
+def in_batches(records: Iterator[Record | UserError]) -> Iterator[list[Record | UserError]]:
+    """Yield up to BATCH records at a time; what was read before an error comes before it, for it may be enough."""
+    batch = []
+    try:
+        for record in records:
+            batch.append(record)
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+    except UserError:
+        yield batch
+        raise
+    yield batch
+
+
 def clean(source: Source, paths: list[str], args: argparse.Namespace, gates: Gates | None, seen: set[bytes]) -> None:
     """Fill ``source`` with the records that pass the gates and are no exact duplicate of an earlier one."""
     from sft_data.dedup import fingerprint
@@ -152,7 +166,7 @@ def clean(source: Source, paths: list[str], args: argparse.Namespace, gates: Gat
     limit = args.max_firefly if source.name == "firefly" else None
     near = args.near_dup_threshold is not None and not args.no_dedup
     records = read_source(source, paths, args.skip_bad)
-    while batch := list(itertools.islice(records, BATCH)):
+    for batch in in_batches(records):
         screened = zip(*screen([item[1] for item in batch if isinstance(item, tuple)], gates, near), strict=True)
         for item in batch:
             source.read += 1

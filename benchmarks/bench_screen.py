@@ -11,13 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from prep_sft_firefly_hit import BATCH
 from sft_data.chatml import firefly_record
 from sft_data.dedup import simhash
 from sft_data.jsonl import read_records
 from sft_data.quality import Gates, normalise
 from sft_data.screen import judge, screen
-
-BATCH = 4096
 
 
 def build_parser() -> argparse.ArgumentParser:

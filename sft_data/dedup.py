@@ -1,6 +1,6 @@
 """Find exact and near duplicates.
 
-    fingerprint(body) -> bytes                       128 bits; equal for equal normalised bodies
+    fingerprint(body) -> bytes                       128 bits of a body in UTF-8; equal for equal normalised bodies
     simhash(body) -> int                             64-bit SimHash over character bigrams
     near_duplicates(signatures, threshold) -> numpy bool array, True where an earlier kept record is within threshold
 

@@ -11,7 +11,9 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
+import re2
 
+from . import kernel
 from .chatml import Fields
 from .dedup import simhash
 from .quality import ADVERTISEMENTS, REFUSALS, Gates, check_output, check_pii, check_record, normalise
@@ -43,8 +45,6 @@ def judge(fields: Fields, gates: Gates | None) -> str | None:
 
 def screen(batch: list[Fields], gates: Gates | None, signatures: bool = False) -> Screened:
     """Judge each record by itself; duplicates are for the caller, who sees all batches."""
-    from . import kernel
-
     if not batch:
         return Screened([], [], [])
     texts = [text.encode("utf-8", "surrogatepass") for fields in batch for _, text in fields]
@@ -103,9 +103,8 @@ def _gate_words(
             reason = check_output(_text(memory, spans[row]), gates.max_urls, gates.drop_patterns)
             reasons[record] = reason and f"output_{reason}"
     if gates.drop_pii:
-        from .kernel import AT, DIGITS
-
-        for row in np.flatnonzero(left[owners] & (found.flags & (AT | DIGITS) > 0)).tolist():
+        marked = found.flags & (kernel.AT | kernel.DIGITS) > 0
+        for row in np.flatnonzero(left[owners] & marked).tolist():
             record = int(owners[row])
             if reasons[record] is None:
                 reasons[record] = check_pii(_text(memory, spans[row]))
@@ -117,14 +116,12 @@ def _text(memory: bytes, span: list[int]) -> str:
 
 def _suspects(rows: np.ndarray, spans: list, memory: bytes, flags: np.ndarray, all_of_them: bool) -> list[int]:
     """Return the rows, in order, in which an answer's gates may find something: all, or those of a quick look."""
-    from .kernel import LINK
-
     if all_of_them or not len(rows):
         return rows.tolist()
     answers = [memory[spans[row][0] : spans[row][1]] for row in rows.tolist()]
     ends = np.cumsum([len(answer) + 1 for answer in answers])
     hits = [match.start() for match in _quick_look().finditer(b"\n".join(answers))]
-    suspect = flags[rows] & LINK > 0
+    suspect = flags[rows] & kernel.LINK > 0
     suspect[np.searchsorted(ends, hits, side="right")] = True
     return rows[suspect].tolist()
 
@@ -134,7 +131,5 @@ def _quick_look() -> Any:
     """All phrases as one automaton. RE2's word boundaries are those of ASCII, so it finds no less than ``re`` does; no
     class may take a line's end, or a match could begin in one answer and hide one in the next.
     """
-    import re2
-
     pattern = "|".join(f"(?:{phrase})" for phrase in (*REFUSALS, *ADVERTISEMENTS))
     return re2.compile(pattern.replace("[^", r"[^\n"))

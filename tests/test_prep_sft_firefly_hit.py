@@ -187,6 +187,14 @@ def test_max_firefly_stops_reading(files):
     assert report["counts"]["firefly"]["read"] == report["counts"]["firefly"]["kept"] == 3
 
 
+def test_a_bad_record_after_the_last_one_wanted_is_not_reached(files):
+    records = [*(firefly(i) for i in range(3)), {"instruction": "没有回答"}]
+    code, _, report = files(records, [good_hit(1)], "--max-firefly", "3")
+    assert code == 0
+    assert report["counts"]["firefly"]["read"] == 3
+    assert files(records, [good_hit(1)])[0] == 2
+
+
 def test_equal_input_gives_equal_bytes_and_another_seed_another_order(files, tmp_path):
     records, hits = [firefly(i) for i in range(20)], [good_hit(i) for i in range(9)]
     out, info = tmp_path / "mix.jsonl", tmp_path / "mix_dataset_info.json"

@@ -27,8 +27,8 @@ class Preference(NamedTuple):
 class PreferenceDataset(torch.utils.data.Dataset):
     """Rows {"prompt_ids", "chosen_ids", "rejected_ids"}, lists of token ids; an answer ends with its stop token.
 
-    lengths: (rows,) int32, tokens of both texts together; target_counts: (rows,) int32, of both answers; dropped: records left out, by reason; n_truncated: records
-    of which something was cut.
+    lengths: (rows,) int32, tokens of both texts together; target_counts: (rows,) int32, of both answers; dropped: records
+    left out, by reason; n_truncated: records of which something was cut.
     """
 
     def __init__(self, rows: list[tuple[np.ndarray, ...]], dropped: Counter, n_truncated: int):

@@ -84,20 +84,22 @@ def agree(custom: CustomizedArguments, args: Any) -> Path | None:
     """
     from accelerate.utils import broadcast_object_list, gather_object
 
+    output = Path(args.output_dir)
+    if args.world_size == 1:
+        return choose_checkpoint(custom, output)
     choice: list[Any] = [None, None, []]
     if args.process_index == 0:
         try:
-            choice[0] = choose_checkpoint(custom, Path(args.output_dir))
+            choice[0] = choose_checkpoint(custom, output)
             choice[2] = file_names(choice[0]) if choice[0] else []
         except UserError as error:
             choice[1] = str(error)
-    if args.world_size > 1:
-        broadcast_object_list(choice)
+    broadcast_object_list(choice)
     checkpoint, problem, names = choice
     if problem:
         raise UserError(problem)
-    lacking = [(socket.gethostname(), name) for name in names if not (checkpoint / name).is_file()][:1]
-    if lacking := gather_object(lacking) if args.world_size > 1 else lacking:
+    lacking = [(socket.gethostname(), name) for name in names if not (checkpoint / name).is_file()]
+    if lacking := gather_object(lacking[:1]):
         machine, name = lacking[0]
         raise UserError(
             f"{checkpoint}：{machine} 这台机器上没有 {name}。续训时每台机器都要有整个 checkpoint：请把 output_dir 放在共享目录里，"

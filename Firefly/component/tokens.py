@@ -125,7 +125,7 @@ def tokenize_once(
         return store
     if folder.exists():
         say(f"{folder}：缓存不完整，重新分词")
-    _remove_unused(folder.parent, say)
+    _remove_old(folder.parent, say)
     encode = functools.partial(_encode_documents if task == "pretrain" else _encode_dialogues, tokenizer)
     started = time.monotonic()
     with _part_folder(folder) as part:
@@ -176,8 +176,14 @@ def _open(folder: Path, files: list[str]) -> TokenStore | None:
         return None
 
 
-def _remove_unused(root: Path, say: Say) -> None:
-    """Remove what has not been used for long; a run that has one mapped keeps its pages."""
+def _remove_old(root: Path, say: Say) -> None:
+    """Remove what killed runs left unfinished, and caches that were not used for long; a run that has one mapped keeps
+    its pages.
+    """
+    for part in root.glob("*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - max(p.stat().st_mtime for p in (part, *part.iterdir())) > STALE_SECONDS:
+                shutil.rmtree(part, ignore_errors=True)
     for meta in root.glob("*/meta.json"):
         folder = meta.parent
         ours = (folder / "ids.bin").exists() and (folder / "index.bin").exists()
@@ -197,10 +203,6 @@ def _part_folder(folder: Path) -> Iterator[Path]:
         raise UserError(
             f"{folder.parent}：不能写分词缓存（{error.strerror}），请用 token_cache_dir 换一个目录。"
         ) from None
-    for old in folder.parent.glob("*.part"):
-        with contextlib.suppress(OSError):
-            if time.time() - max(p.stat().st_mtime for p in (old, *old.iterdir())) > STALE_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
     try:
         yield part
     finally:

@@ -18,71 +18,75 @@ RECORDS = [{"instruction": f"问题{i}", "input": "", "output": "回答" * 50} f
 FIREFLY = json.dumps(RECORDS, ensure_ascii=False).encode()
 
 
+class HubHandler(BaseHTTPRequestHandler):
+    """The hub's routes, for what its server's ``state`` says; see the fixture."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def reply(self, status, body=b"", headers=()):
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        if not any(name == "Content-Length" for name, _ in headers):
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_HEAD(self):
+        self.serve(head=True)
+
+    def do_GET(self):
+        self.serve(head=False)
+
+    def serve(self, head):
+        path, state = self.path.partition("?")[0], self.server.state
+        for repo, files in state.files.items():
+            if path in (f"/api/datasets/{repo}", f"/api/models/{repo}"):
+                return self.reply(200, json.dumps(repo_json(repo, files)).encode())
+            _, found, name = path.partition(f"{repo}/resolve/main/")
+            if found and name in files:
+                return self.send_file(state.lie.get(name, files[name]), files[name], head)
+        return self.reply(404, b"", [("X-Error-Code", "RepoNotFound")])
+
+    def send_file(self, served, true, head):
+        state, headers = (
+            self.server.state,
+            [("ETag", f'"{hashlib.sha256(true).hexdigest()}"'), ("X-Repo-Commit", COMMIT)],
+        )
+        if head:
+            return self.reply(200, b"", [*headers, ("Content-Length", str(len(served)))])
+        state.gets += 1
+        start = 0
+        if asked := self.headers.get("Range"):
+            state.ranges.append(asked)
+            start = int(asked.removeprefix("bytes=").split("-")[0])
+            headers.append(("Content-Range", f"bytes {start}-{len(served) - 1}/{len(served)}"))
+        body = served[start:]
+        headers.append(("Content-Length", str(len(body))))
+        if state.cut_after is not None:
+            body, state.cut_after = body[: state.cut_after], None
+            self.close_connection = True
+        if state.interrupt_after is not None:
+            self.reply(200, body[: state.interrupt_after], headers)
+            self.wfile.flush()
+            time.sleep(0.3)  # for the client to write what came
+            os.kill(os.getpid(), signal.SIGINT)  # the user's Ctrl-C, while the connection is open
+            time.sleep(0.3)
+            self.close_connection = True
+            return None
+        return self.reply(206 if asked else 200, body, headers)
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """A hub: ``files`` maps a repository to {path: bytes}; ``lie`` serves other bytes; ``cut_after`` breaks the first GET."""
-    state = SimpleNamespace(files={}, lie={}, cut_after=None, interrupt_after=None, ranges=[], gets=0, url="")
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args):
-            pass
-
-        def reply(self, status, body=b"", headers=()):
-            self.send_response(status)
-            for name, value in headers:
-                self.send_header(name, value)
-            if not any(name == "Content-Length" for name, _ in headers):
-                self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_HEAD(self):
-            self.serve(head=True)
-
-        def do_GET(self):
-            self.serve(head=False)
-
-        def serve(self, head):
-            path = self.path.partition("?")[0]
-            for repo, files in state.files.items():
-                if path in (f"/api/datasets/{repo}", f"/api/models/{repo}"):
-                    return self.reply(200, json.dumps(repo_json(repo, files)).encode())
-                _, found, name = path.partition(f"{repo}/resolve/main/")
-                if found and name in files:
-                    return self.send_file(state.lie.get(name, files[name]), files[name], head)
-            return self.reply(404, b"", [("X-Error-Code", "RepoNotFound")])
-
-        def send_file(self, served, true, head):
-            headers = [("ETag", f'"{hashlib.sha256(true).hexdigest()}"'), ("X-Repo-Commit", COMMIT)]
-            if head:
-                return self.reply(200, b"", [*headers, ("Content-Length", str(len(served)))])
-            state.gets += 1
-            start = 0
-            if asked := self.headers.get("Range"):
-                state.ranges.append(asked)
-                start = int(asked.removeprefix("bytes=").split("-")[0])
-                headers.append(("Content-Range", f"bytes {start}-{len(served) - 1}/{len(served)}"))
-            body = served[start:]
-            if state.cut_after is not None:
-                headers.append(("Content-Length", str(len(body))))
-                body, state.cut_after = body[: state.cut_after], None
-                self.close_connection = True
-            if state.interrupt_after is not None:
-                headers.append(("Content-Length", str(len(body))))
-                self.reply(200, body[: state.interrupt_after], headers)
-                self.wfile.flush()
-                time.sleep(0.3)  # for the client to write what came
-                os.kill(os.getpid(), signal.SIGINT)  # the user's Ctrl-C, while the connection is open
-                time.sleep(0.3)
-                self.close_connection = True
-                return None
-            return self.reply(206 if asked else 200, body, headers)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state = SimpleNamespace(files={}, lie={}, cut_after=None, interrupt_after=None, ranges=[], gets=0)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
+    server.state, state.url = state, f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)  # the library's 10 MB, for small files
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # tests/conftest.py forbids the network
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
