@@ -192,6 +192,7 @@ import os, sys
 from types import SimpleNamespace
 from accelerate import PartialState
 from component.argument import CustomizedArguments
+from component.machine import leave_processes
 from component.resume import agree
 
 rank = PartialState(cpu=True).process_index
@@ -202,6 +203,7 @@ try:
 except Exception as error:
     said = error
 os.write(1, f"rank {rank} said {said}\\n".encode())
+leave_processes()
 """
 
 
