@@ -1,58 +1,61 @@
 #!/usr/bin/env python3
-"""Clean, deduplicate and mix the HIT records and an open Chinese source into one HIT ChatML JSONL, with statistics.
+"""Clean, deduplicate and mix the HIT records and open Chinese sources into one HIT ChatML JSONL, with statistics.
 
     python prep_sft_firefly_hit.py --firefly-json data/samples/general_samples.json \
-        --hit-jsonl data/samples/hit_samples.jsonl --out data/processed/mix.jsonl --hit-ratio 0.4 --near-dup-threshold 3
+        --hit-jsonl data/samples/hit_samples.jsonl --out data/processed/mix.jsonl --hit-ratio 0.4 --near-dup
 
 HIT is read first, so of two equal records the HIT one stays. Gates look at normalised copies; what is written is
 the original text, stripped. Every record read is kept or counted under one reason, in OUT's _dataset_info.json.
+The first pass reads everything and holds only places, fingerprints and signatures; the second reads what was chosen.
 """
 
 import argparse
-import contextlib
 import logging
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from sft_data.chatml import Fields, carried, firefly_record, hit_record, render_chatml
 from sft_data.errors import UserError, exit_cleanly
-from sft_data.jsonl import dump_line, read_records, write_atomically
-from sft_data.mixture import allocate, explain_share, pick, share, split_eval
-from sft_data.quality import Gates, label
-from sft_data.source import Source
 
 log = logging.getLogger("prep")
-SOURCE_NAMES = {"hit": "HIT", "firefly": "Firefly"}
-BATCH = 4096  # records screened at a time
-Record = tuple[dict[str, Any], Fields, list[dict[str, str]]]
-REPORTED = ("drop_max_urls", "drop_pii", "drop_pattern", "total", "max_firefly", "seed", "no_filter", "no_dedup")
+REPORTED = ("drop_max_urls", "drop_pii", "redact_pii", "drop_pattern", "total", "max_firefly", "eval_size", "seed")
+REPORTED += ("on_shortage", "max_repeat", "no_filter", "no_dedup")
+PACKINGS = (".gz", ".zst")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="清洗、去重、按比例混合 HIT 数据与开源数据，写成一个 HIT ChatML JSONL，并写统计 *_dataset_info.json。",
-        epilog="同样的输入和参数得到逐字节相同的输出。OUT 已存在时，成功后才整体替换；中断或失败时原文件不变。",
+        epilog="同样的输入和参数得到逐字节相同的输出，与进程数无关。中断或失败时，原有的文件不变。",
     )
-    files = parser.add_argument_group("输入与输出")
-    files.add_argument("--firefly-json", metavar="FILE", help="开源数据：JSON 数组或 JSONL，可为 .gz、.zst")
+    files = parser.add_argument_group("输入与输出（.json .jsonl .gz .zst .parquet，可用 s3:// 一类地址）")
+    files.add_argument(
+        "--firefly-json", metavar="FILE", help="开源数据：JSON 数组或 JSONL；可用 shards/*.jsonl 一类模式"
+    )
     files.add_argument("--hit-jsonl", metavar="FILE", nargs="+", default=[], help="HIT ChatML JSONL，可给多个")
-    files.add_argument("--out", metavar="FILE", required=True, help="输出 JSONL")
+    files.add_argument("--source", metavar="NAME=PATH:WEIGHT", action="append", default=[],
+                       help="更多来源，可多次；格式按内容识别，权重与 Firefly 的 1 相比")  # fmt: skip
+    files.add_argument("--out", metavar="FILE", help="输出；格式由文件名决定，.parquet 亦可")
+    files.add_argument("--overwrite", action="store_true", help="替换已有的输出（默认：已存在时退出，不动它）")
+    files.add_argument("--append", action="store_true", help="接在已有的输出后面，其中已有的记录不再加入")
+    files.add_argument("--keep-meta", action="store_true", help="每条记录另写 meta：来自哪个文件的哪一行")
     files.add_argument("--stream-json", action="store_true", help="为兼容旧命令保留：现在总是流式读取")
     files.add_argument("--skip-bad", action="store_true", help="跳过无法读取的记录并计数（默认：报出位置，退出码 2）")
 
     mix = parser.add_argument_group("混合")
     mix.add_argument("--total", type=int, metavar="N", help="总条数（默认：清洗后的全部，此时不按比例）")
     mix.add_argument("--hit-ratio", type=float, default=0.5, metavar="R", help="HIT 占比 0~1（默认 %(default)s）")
-    mix.add_argument("--max-firefly", type=int, metavar="N", help="开源数据保留够 N 条就不再往下读")
+    mix.add_argument("--on-shortage", choices=("backfill", "shrink", "repeat", "fail"), default="backfill",
+                     help="某个来源不够时：用其他来源补足（默认）、缩小总数、重复它、报错")  # fmt: skip
     mix.add_argument(
-        "--eval-size",
-        type=float,
-        metavar="N|SHARE",
-        help="先按来源分出这么多条（或这个比例）到 OUT 同名的 _eval.jsonl，不参加训练",
+        "--max-repeat", type=int, default=4, metavar="N", help="repeat 时一条至多用几次（默认 %(default)s）"
     )
+    mix.add_argument("--max-firefly", type=int, metavar="N", help="开源数据保留够 N 条就不再往下读")
+    mix.add_argument("--eval-size", type=float, metavar="N|SHARE",
+                     help="先按来源分出这么多条（或这个比例）到 OUT 同名的 _eval 文件，与它们近似的不参加训练")  # fmt: skip
     mix.add_argument("--seed", type=int, default=42, help="抽样与打乱的种子（默认 %(default)s）")
 
     gates = parser.add_argument_group("过滤")
@@ -62,175 +65,263 @@ def build_parser() -> argparse.ArgumentParser:
         gates.add_argument(f"--{short}-max", type=int, default=high, metavar="N", help=f"{name}最多字数（默认 {high}）")
     gates.add_argument("--drop-pattern", action="append", default=[], metavar="REGEX", help="回答命中即丢弃，可多次")
     gates.add_argument("--drop-max-urls", type=int, default=5, metavar="N", help="回答中网址的上限（默认 %(default)s）")
-    gates.add_argument("--drop-pii", action="store_true", help="丢弃含手机号、邮箱、身份证号、银行卡号的记录")
+    pii = gates.add_mutually_exclusive_group()
+    pii.add_argument("--drop-pii", action="store_true", help="丢弃含手机号、邮箱、身份证号、银行卡号的记录")
+    pii.add_argument("--redact-pii", action="store_true", help="不丢弃，而是换成 [手机号]、[邮箱] 一类占位符")
     gates.add_argument("--no-filter", action="store_true", help="不过滤（空记录除外）")
 
     dedup = parser.add_argument_group("去重")
+    dedup.add_argument("--near-dup", action="store_true", help="近似去重，用推荐的方法与阈值（docs/NEAR_DUP.md）")
     dedup.add_argument(
-        "--near-dup-threshold", type=int, metavar="BITS", help="SimHash 相差至多 BITS 位即近似重复，0~12（默认不做）"
+        "--near-dup-threshold", type=int, metavar="BITS", help="SimHash 相差至多 BITS 位即近似重复，0~12"
     )
+    dedup.add_argument("--near-dup-method", choices=("simhash", "minhash"), help="近似去重的方法（默认 simhash）")
+    dedup.add_argument("--near-dup-jaccard", type=float, metavar="S", help="minhash：特征集合的相似度下限（默认 0.8）")
+    dedup.add_argument("--near-dup-features", choices=("bigram", "word", "legacy"),
+                       help="比什么：相邻两字（默认）、jieba 的词、整个分句（旧版的做法）")  # fmt: skip
     dedup.add_argument("--no-dedup", action="store_true", help="完全不去重")
-    parser.add_argument("--log", default="INFO", metavar="LEVEL", help="DEBUG、INFO、WARNING 或 ERROR（默认 INFO）")
+
+    look = parser.add_argument_group("检查与报告")
+    look.add_argument("--check", action="store_true", help="只检查全部输入，不写数据：哪一行、哪个字段、怎么改")
+    look.add_argument("--check-out", metavar="FILE", help="全部问题写到这里（默认：OUT 同名的 _check.jsonl）")
+    look.add_argument("--strict", action="store_true", help="--check 发现问题时退出码为 2")
+    look.add_argument("--dropped-out", metavar="FILE", help="每条丢弃的记录：原因、证据（词句、数值、与谁重复）、原文")
+    look.add_argument("--dups-out", metavar="FILE", help="每对重复：两条的文字与距离")
+    look.add_argument("--report", metavar="FILE.html", help="一页自带图表的报告")
+    look.add_argument("--tokenizer", metavar="DIR", help="报告里按这个模型的分词器统计 token 数")
+
+    how = parser.add_argument_group("运行")
+    how.add_argument("--workers", type=int, metavar="N", help="进程数（默认：全部核）")
+    how.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="在本机，或在 Ray 集群上（docs/SCALE.md）"
+    )
+    how.add_argument("--address", metavar="ADDR", default="auto", help="Ray 集群的地址（默认 %(default)s）")
+    how.add_argument("--log", default="INFO", metavar="LEVEL", help="DEBUG、INFO、WARNING 或 ERROR（默认 INFO）")
     return parser
 
 
 def check_args(args: argparse.Namespace) -> None:
     """Refuse what cannot mean anything, before an hour of work."""
-    if not args.firefly_json and not args.hit_jsonl:
-        raise UserError("没有输入：请至少给出 --hit-jsonl 或 --firefly-json。")
+    if not (args.firefly_json or args.hit_jsonl or args.source):
+        raise UserError("没有输入：请至少给出 --hit-jsonl、--firefly-json 或 --source。")
+    if not args.out and not args.check:
+        raise UserError("没有 --out：请给出输出文件；只想检查数据请加 --check。")
     for path in [*args.hit_jsonl, args.firefly_json]:
-        if path and os.path.exists(path) and os.path.exists(args.out) and os.path.samefile(path, args.out):
+        if path and args.out and os.path.exists(path) and os.path.exists(args.out) and os.path.samefile(path, args.out):
             raise UserError(f"--out {args.out}：与输入是同一个文件，会盖掉原始数据；请换一个输出路径。")
-    for name in ("hit_ratio", "min_chinese_ratio"):
-        if not 0 <= getattr(args, name) <= 1:
+    for name in ("hit_ratio", "min_chinese_ratio", "near_dup_jaccard"):
+        if not 0 <= (getattr(args, name) or 0) <= 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}：应在 0 和 1 之间。")
     if args.eval_size is not None and (args.eval_size <= 0 or (args.eval_size >= 1 and args.eval_size % 1)):
         raise UserError(
             f"--eval-size {args.eval_size:g}：应是 0 到 1 之间的比例，例如 0.05，或一个整数条数，例如 200。"
         )
-    for name in ("total", "max_firefly"):
+    for name in ("total", "max_firefly", "workers", "max_repeat"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}：应至少为 1；要用全部就别给它。")
+            advice = "" if name in ("workers", "max_repeat") else "；要用全部就别给它"
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}：应至少为 1{advice}。")
     for name in ("ins", "inp", "out"):
         if getattr(args, f"{name}_min") > getattr(args, f"{name}_max"):
             raise UserError(f"--{name}-min 大于 --{name}-max，任何记录都通不过；请改正其中一个。")
     if args.near_dup_threshold is not None and not 0 <= args.near_dup_threshold <= 12:
-        raise UserError(f"--near-dup-threshold {args.near_dup_threshold}：应在 0 到 12 之间，常用 3 到 6；再大会误删。")
+        raise UserError(f"--near-dup-threshold {args.near_dup_threshold}：应在 0 到 12 之间，常用 3 到 8；再大会误删。")
+    if args.total is None and args.on_shortage in ("repeat", "fail"):
+        raise UserError(f"--on-shortage {args.on_shortage}：没有 --total 就谈不上不够；请给出 --total。")
     if args.log.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise UserError(f"--log {args.log}：应为 DEBUG、INFO、WARNING 或 ERROR。")
+    check_flags_that_go_together(args)
 
 
-def build_gates(args: argparse.Namespace) -> Gates:
+def check_flags_that_go_together(args: argparse.Namespace) -> None:
+    if args.append and args.overwrite:
+        raise UserError("--append 与 --overwrite 只能选一个：接在后面，还是替换？")
+    if args.append and args.eval_size:
+        raise UserError("--append 不能与 --eval-size 同用：已有的 _eval 文件照旧，新记录中与它近似的会被去掉。")
+    if args.near_dup_threshold is not None and args.near_dup_method == "minhash":
+        raise UserError("--near-dup-threshold 是 SimHash 的位数；minhash 的门槛请用 --near-dup-jaccard，例如 0.8。")
+    if args.near_dup_jaccard is not None and args.near_dup_method != "minhash":
+        raise UserError("--near-dup-jaccard 只用于 --near-dup-method minhash。")
+    if args.strict and not args.check:
+        raise UserError("--strict 与 --check 同用；不加 --check 时，读不了的记录本来就会报错。")
+    if args.tokenizer and not args.report:
+        raise UserError("--tokenizer 用于 --report FILE.html；请同时给出。")
+
+
+def build_gates(args: argparse.Namespace) -> Any:
+    from sft_data.quality import Gates
+
+    if args.no_filter:
+        return None
     patterns = []
     for text in args.drop_pattern:
         try:
             patterns.append(re.compile(text))
         except re.error as error:
             raise UserError(f"--drop-pattern {text!r}：不是合法的正则表达式（{error}）；请改正后重试。") from None
-    return Gates(
-        min_chinese_ratio=args.min_chinese_ratio,
-        lengths={
-            "instruction": (args.ins_min, args.ins_max),
-            "input": (args.inp_min, args.inp_max),
-            "output": (args.out_min, args.out_max),
-        },
-        drop_patterns=tuple(patterns),
-        max_urls=args.drop_max_urls,
-        drop_pii=args.drop_pii,
+    lengths = {
+        name: (getattr(args, f"{short}_min"), getattr(args, f"{short}_max"))
+        for short, name in (("ins", "instruction"), ("inp", "input"), ("out", "output"))
+    }
+    return Gates(args.min_chinese_ratio, lengths, tuple(patterns), args.drop_max_urls, args.drop_pii)
+
+
+def near_of(args: argparse.Namespace) -> Any:
+    """How near-duplicates are found, or None: any of its flags asks for it."""
+    from sft_data.dedup import RECOMMENDED_BITS
+    from sft_data.minhash import RECOMMENDED_JACCARD
+    from sft_data.scan import Near
+
+    asked = (args.near_dup_threshold, args.near_dup_method, args.near_dup_jaccard, args.near_dup_features)
+    if args.no_dedup or not (args.near_dup or any(value is not None for value in asked)):
+        return None
+    method, features = args.near_dup_method or "simhash", args.near_dup_features or "bigram"
+    given, usual = (
+        (args.near_dup_jaccard, RECOMMENDED_JACCARD)
+        if method == "minhash"
+        else (args.near_dup_threshold, RECOMMENDED_BITS)
     )
+    return Near(method, features, usual if given is None else given)
 
 
-def read_source(source: Source, paths: list[str], skip_bad: bool) -> Iterator[Record | UserError]:
-    """Yield each record as (object, fields, messages), or with ``skip_bad`` the reason why it can't be read."""
-    from tqdm import tqdm
+def inputs_of(args: argparse.Namespace) -> list[Any]:
+    """The sources in order of preference; what an earlier run wrote, with --append, before all."""
+    from sft_data.jsonl import file_exists as exists
+    from sft_data.sources import Input, expand, parse_source
 
-    record_of = hit_record if source.name == "hit" else firefly_record
-    bad: list[UserError] = []
-    with tqdm(desc=f"读取 {SOURCE_NAMES[source.name]}", unit="条", disable=None, mininterval=0.5) as bar:
-        for path in paths:
-            for where, obj in read_records(path, bad.append if skip_bad else None):
-                bar.update()
-                yield from bad
-                bad.clear()
-                try:
-                    yield obj, *record_of(obj)
-                except ValueError as error:
-                    problem = UserError(f"{where}：{error}；请改正这条记录，或加 --skip-bad 跳过。")
-                    if not skip_bad:
-                        raise problem from None
-                    yield problem
-            yield from bad
-            bad.clear()
+    old = [("out", args.out), ("eval", beside(args.out, "_eval"))] if args.append else []
+    inputs = [Input(name, "hit", [path], judged=False) for name, path in old if exists(path)]
+    inputs.append(Input("hit", "hit", [file for path in args.hit_jsonl for file in expand(path)]))
+    inputs.append(
+        Input("firefly", "firefly", expand(args.firefly_json) if args.firefly_json else [], 1.0, args.max_firefly)
+    )
+    inputs += map(parse_source, args.source)
+    names = [one.name for one in inputs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(
+            f"--source：{'、'.join(twice)} 这个名字用了两次；同一来源的多个文件可写成 shards/*.jsonl 一类模式。"
+        )
+    return inputs
 
 
-def in_batches(records: Iterator[Record | UserError]) -> Iterator[list[Record | UserError]]:
-    """Yield up to BATCH records at a time; what was read before an error comes before it, for it may be enough."""
-    batch = []
+def beside(out: str, ending: str, suffix: str | None = None) -> str:
+    """OUT's name with ``ending`` before its suffixes, or before another suffix."""
+    stem, packing = os.path.splitext(out) if out.endswith(PACKINGS) else (out, "")
+    stem, own = os.path.splitext(stem)
+    return f"{stem}{ending}{own + packing if suffix is None else suffix}"
+
+
+def outputs_of(args: argparse.Namespace) -> dict[str, str]:
+    """What will be written: {what: path}."""
+    paths = {"out": args.out, "info": beside(args.out, "_dataset_info", ".json")}
+    if args.eval_size is not None:
+        paths["eval"] = beside(args.out, "_eval")
+    return paths | {name: getattr(args, name) for name in ("dropped_out", "dups_out", "report") if getattr(args, name)}
+
+
+@exit_cleanly
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    check_args(args)
+    logging.basicConfig(level=args.log.upper(), format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    if args.check:
+        from sft_data.doctor import check
+
+        return check(
+            inputs_of(args), args.check_out or beside(args.out or "prep.jsonl", "_check", ".jsonl"), args.strict
+        )
+    from sft_data.engine import default_workers
+    from sft_data.files import refuse_existing
+
+    paths = outputs_of(args)
+    refuse_existing(list(paths.values())[args.append * 2 :], args.overwrite, has_append=True)
+    args.workers = args.workers or default_workers()
+    scratch = Path(f"{args.out}.scratch" if "://" not in args.out else "prep.scratch")
     try:
-        for record in records:
-            batch.append(record)
-            if len(batch) == BATCH:
-                yield batch
-                batch = []
-    except UserError:
-        yield batch
-        raise
-    yield batch
+        prepare(args, paths, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return 0
 
 
-def clean(source: Source, paths: list[str], args: argparse.Namespace, gates: Gates | None, seen: set[bytes]) -> None:
-    """Fill ``source`` with the records that pass the gates and are no exact duplicate of an earlier one."""
-    from sft_data.dedup import fingerprint
-    from sft_data.screen import screen
+def prepare(args: argparse.Namespace, paths: dict[str, str], scratch: Path) -> None:
+    from sft_data import mixture, resolve
+    from sft_data.dedup import RECOMMENDED_BITS
+    from sft_data.emit import body_of, rows_at
+    from sft_data.scan import Near, Rules
+    from sft_data.sources import read_all
+    from sft_data.writing import Plan, show_progress, write
 
-    limit = args.max_firefly if source.name == "firefly" else None
-    near = args.near_dup_threshold is not None and not args.no_dedup
-    records = read_source(source, paths, args.skip_bad)
-    for batch in in_batches(records):
-        screened = zip(*screen([item[1] for item in batch if isinstance(item, tuple)], gates, near), strict=True)
-        for item in batch:
-            source.read += 1
-            if isinstance(item, UserError):
-                source.drop_bad(item)
-                continue
-            reason, body, signature = next(screened)
-            if reason:
-                source.drop(reason)
-                continue
-            obj, _, messages = item
-            try:
-                line = dump_line({"text": render_chatml(messages), "source": source.name, **carried(obj)})
-            except ValueError:  # the order was checked on reading, so a content holds the format's own marker
-                source.drop("format_marker")
-                continue
-            if not args.no_dedup:
-                if (key := fingerprint(body)) in seen:
-                    source.drop("duplicate")
-                    continue
-                seen.add(key)
-                if near:
-                    source.signatures.append(signature)
-            source.lines.append(line)
-            if limit and len(source.lines) >= limit:
-                log.info("Firefly 已保留 %d 条（--max-firefly），不再往下读", limit)
-                return
+    near, inputs = near_of(args), inputs_of(args)
+    plain = Near("simhash", "bigram", max(RECOMMENDED_BITS, near.threshold if near and near.method == "simhash" else 0))
+    holding_out = args.eval_size is not None or any(one.name == "eval" for one in inputs)
+    nears = tuple(filter(None, (near, holding_out and near != plain and plain)))
+    rules = Rules(build_gates(args), nears, args.redact_pii)
+    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+    address = args.address if args.engine == "ray" else None
+    table = read_all(inputs, rules, args.skip_bad, scratch, args.workers, address)
+    text_of = lambda i: body_of(rows_at(table, table.passed[[i]], rules))[0]  # noqa: E731
+    resolve.drop_duplicates(table, near, not args.no_dedup, text_of, show_progress("近似去重"))
+    names = [one.name for one in inputs if one.name not in resolve.OLD]
+    held_out = resolve.hold_out(table, names, args.eval_size or 0, int(plain.threshold), args.seed)
+    log_counts(table, names)
+    kept = {name: len(table.alive(name)) for name in names}
+    if not any(kept.values()) and not args.append:
+        raise UserError("没有一条记录通过：请看上面的丢弃原因，放宽相应的参数；没有写任何文件。")
+    shares = mixture.shares_of(weights_of(inputs), args.hit_ratio)
+    available = {name: kept[name] - len(held_out[name]) for name in names}
+    allocated = mixture.allocate(available, args.total, shares, args.on_shortage, args.max_repeat)
+    plan = Plan(names, shares, kept, available, allocated, held_out)
+    info = build_info(args, table, plan, near)
+    write(args, table, plan, rules, info, paths)
+    log_mixture(info, paths)
 
 
-def drop_near_duplicates(sources: list[Source], threshold: int) -> None:
-    """Drop, over all sources together and in their order, what is close to an earlier record."""
-    from tqdm import tqdm
-
-    from sft_data.dedup import near_duplicates
-
-    signatures = [signature for source in sources for signature in source.signatures]
-    drop = near_duplicates(signatures, threshold, lambda p: tqdm(p, desc="近似去重", unit="遍", disable=None))
-    start = 0
-    for source in sources:
-        flags = drop[start : start + len(source.lines)].tolist()
-        start += len(flags)
-        source.lines = [line for line, dropped in zip(source.lines, flags, strict=True) if not dropped]
-        source.dropped["near_duplicate"] += sum(flags)
+def weights_of(inputs: list[Any]) -> dict[str, float]:
+    """Of the sources beside HIT. Firefly counts, empty as it may be, unless other sources stand in for it."""
+    others = {one.name: one.weight for one in inputs if one.kind == "any"}
+    firefly = next(one for one in inputs if one.name == "firefly")
+    return {"firefly": 1.0 if firefly.paths or not others else 0.0} | others
 
 
-def build_report(
-    args: argparse.Namespace, sources: dict[str, Source], held_out: dict[str, list[int]], allocated: dict[str, int]
-) -> dict[str, Any]:
-    kept = {name: len(source.lines) for name, source in sources.items()}
-    available = {name: n - len(held_out[name]) for name, n in kept.items()}
+def log_counts(table: Any, names: list[str]) -> None:
+    from sft_data.mixture import label as name_of
+    from sft_data.quality import label
+
+    for name in names:
+        counts = table.counts(name)
+        reasons = sorted(counts["dropped"].items(), key=lambda item: -item[1])
+        dropped = "，".join(f"{label(reason)} {n}" for reason, n in reasons) or "无"
+        log.info("%s：读入 %d 条，保留 %d 条；丢弃：%s", name_of(name), counts["read"], counts["kept"], dropped)
+        for message in counts["bad_records"]:
+            log.warning("已跳过：%s", message)
+
+
+def build_info(args: argparse.Namespace, table: Any, plan: Any, near: Any) -> dict[str, Any]:
+    from sft_data import mixture
+
+    shares = mixture.delivered(plan.allocated)
+    note = mixture.explain(plan.available, plan.allocated, args.total, plan.shares)
     limits = {"instruction": "ins", "input": "inp", "output": "out"}
+    old = len(table.alive("out"))
     return {
-        "sources": {f"{name}_kept": n for name, n in kept.items()},
-        "counts": {name: source.counts() for name, source in sources.items()},
-        "held_out": {name: len(indices) for name, indices in held_out.items()},
-        "allocated": allocated,
-        "final_count": sum(allocated.values()),
+        "sources": {f"{name}_kept": n for name, n in plan.kept.items()},
+        "counts": {name: table.counts(name) for name in plan.names},
+        "held_out": {name: len(indices) for name, indices in plan.held_out.items()},
+        "allocated": plan.allocated,
+        "appended_to": old,
+        "final_count": old + sum(plan.allocated.values()),
         "hit_ratio_target": args.hit_ratio,
-        "hit_ratio_delivered": round(share(allocated), 6),
-        "hit_ratio_applied": args.total is not None,
-        "hit_ratio_note": explain_share(available, allocated, args.total, args.hit_ratio),
+        "hit_ratio_delivered": round(shares["hit"], 6),
+        "hit_ratio_applied": args.total is not None or args.on_shortage == "shrink",
+        "hit_ratio_note": note,
+        "shares": {
+            name: {"asked": round(plan.shares[name], 6), "delivered": round(shares[name], 6)} for name in plan.names
+        },
         "firefly_path": args.firefly_json,
         "hit_paths": args.hit_jsonl,
-        "near_dup_threshold_bits": args.near_dup_threshold,
+        "source_paths": args.source,
+        "near_dup_threshold_bits": int(near.threshold) if near and near.method == "simhash" else None,
+        "near_dup": near and near._asdict(),
         "params": {
             "min_chinese_ratio": args.min_chinese_ratio,
             "length_limits": {k: [getattr(args, f"{v}_min"), getattr(args, f"{v}_max")] for k, v in limits.items()},
@@ -239,62 +330,25 @@ def build_report(
     }
 
 
-def write(
-    args: argparse.Namespace, sources: dict[str, Source], chosen: list[tuple[str, int]], held_out: dict, report: dict
-) -> str:
-    """Write OUT, its held-out part and its report; none replaces an old one before all are on disk. Returns a list."""
-    import orjson
+def log_mixture(info: dict[str, Any], paths: dict[str, str]) -> None:
+    """The last line says what was asked and what was delivered."""
+    from sft_data.mixture import label
 
-    stem = os.path.splitext(args.out)[0]
-    parts = {
-        args.out: (sources[name].lines[i] for name, i in chosen),
-        f"{stem}_dataset_info.json": [orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)],
-    }
-    if args.eval_size is not None:
-        parts[f"{stem}_eval.jsonl"] = (sources[name].lines[i] for name, rows in held_out.items() for i in rows)
-    with contextlib.ExitStack() as stack:
-        for file, lines in [(stack.enter_context(write_atomically(path)), lines) for path, lines in parts.items()]:
-            file.writelines(lines)
-            file.flush()
-    return "、".join(parts)
-
-
-def log_counts(source: Source) -> None:
-    reasons = "，".join(f"{label(reason)} {n}" for reason, n in source.dropped.most_common() if n)
-    name = SOURCE_NAMES[source.name]
-    log.info("%s：读入 %d 条，保留 %d 条；丢弃：%s", name, source.read, len(source.lines), reasons or "无")
-    for message in source.bad:
-        log.warning("已跳过：%s", message)
-
-
-@exit_cleanly
-def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    check_args(args)
-    logging.basicConfig(level=args.log.upper(), format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    gates = None if args.no_filter else build_gates(args)
-
-    sources = {name: Source(name) for name in SOURCE_NAMES}
-    seen: set[bytes] = set()
-    clean(sources["hit"], args.hit_jsonl, args, gates, seen)
-    clean(sources["firefly"], [args.firefly_json] if args.firefly_json else [], args, gates, seen)
-    if args.near_dup_threshold is not None and not args.no_dedup:
-        drop_near_duplicates(list(sources.values()), args.near_dup_threshold)
-    for source in sources.values():
-        log_counts(source)
-
-    kept = {name: len(source.lines) for name, source in sources.items()}
-    if not any(kept.values()):
-        raise UserError("没有一条记录通过：请看上面的丢弃原因，放宽相应的参数；没有写任何文件。")
-    held_out = split_eval(kept, args.eval_size or 0, args.seed)
-    allocated = allocate({name: n - len(held_out[name]) for name, n in kept.items()}, args.total, args.hit_ratio)
-    report = build_report(args, sources, held_out, allocated)
-    files = write(args, sources, pick(kept, held_out, allocated, args.seed), held_out, report)
-    log.info("训练 %d 条，评测 %d 条；已写出 %s", report["final_count"], sum(map(len, held_out.values())), files)
-    note = report["hit_ratio_note"]
-    say = log.warning if note else log.info
-    say("HIT 占比：要求 %.4g，实际 %.4g。%s", args.hit_ratio, report["hit_ratio_delivered"], note or "")
-    return 0
+    files = "、".join(paths.values())
+    log.info("训练 %d 条，评测 %d 条；已写出 %s", info["final_count"], sum(info["held_out"].values()), files)
+    say = log.warning if info["hit_ratio_note"] else log.info
+    others = "".join(
+        f"；{label(name)} 要求 {share['asked']:.4g}，实际 {share['delivered']:.4g}"
+        for name, share in info["shares"].items()
+        if name != "hit" and len(info["shares"]) > 2
+    )
+    say(
+        "HIT 占比：要求 %.4g，实际 %.4g%s。%s",
+        info["hit_ratio_target"],
+        info["hit_ratio_delivered"],
+        others,
+        info["hit_ratio_note"] or "",
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     check_order(messages: list[dict[str, str]]) -> None       ValueError unless [system] (user assistant)+
     firefly_fields(obj: dict) -> tuple[str, str, str]         (instruction, input, output) of an open-data record
     firefly_messages(instruction, inp, output) -> messages    the same as messages: user = instruction + input
-    hit_record(obj) / firefly_record(obj) -> (fields, messages)   tidied, fields being what the gates look at
+    hit_record(obj) / firefly_record(obj) / conversation_record(messages) -> (fields, messages)   tidied, fields being what the gates look at
     carried(obj) -> dict[str, str]                            category and topic, which travel beside the text
 
 A message is ``{"role": "system" | "user" | "assistant", "content": str}``; in the text the roles are 系统, 用户, 智能助手:
@@ -107,11 +107,16 @@ def firefly_messages(instruction: str, inp: str, output: str) -> list[dict[str, 
 
 
 def hit_record(obj: dict[str, Any]) -> tuple[Fields, list[dict[str, str]]]:
-    """Read ``{"text": HIT ChatML}``. A user's later turns are ``other``: they have no length of their own to keep."""
+    """Read ``{"text": HIT ChatML}``."""
     if not isinstance(obj.get("text"), str):
         hint = "；这像是开源数据，请用 --firefly-json 给出" if "output" in obj or "target" in obj else ""
         raise ValueError(f"没有 text 字段（应为 HIT ChatML 字符串）{hint}")
-    messages = [{**message, "content": tidy(message["content"])} for message in parse_chatml(obj["text"])]
+    return conversation_record(parse_chatml(obj["text"]))
+
+
+def conversation_record(messages: list[dict[str, str]]) -> tuple[Fields, list[dict[str, str]]]:
+    """Of messages in order. A user's later turns are ``other``: they have no length of their own to keep."""
+    messages = [{**message, "content": tidy(message["content"])} for message in messages]
     names = {"system": "instruction", "user": "input", "assistant": "output"}
     fields = [(names[message["role"]], message["content"]) for message in messages]
     first_user = 1 if messages[0]["role"] == "system" else 0

@@ -1,24 +1,40 @@
 """Find exact and near duplicates.
 
     fingerprint(body) -> bytes                       128 bits of a body in UTF-8; equal for equal normalised bodies
-    simhash(body) -> int                             64-bit SimHash over character bigrams
-    near_duplicates(signatures, threshold) -> numpy bool array, True where an earlier kept record is within threshold
+    simhash(body) -> int                             64-bit SimHash over character bigrams; features.marks for many
+    find_twins(signatures, threshold) -> Twins       of each record the earlier kept one that it is dropped for
+    near_duplicates(signatures, threshold) -> bool   True where there is one
+    close_pairs(signatures, threshold) -> pairs      all pairs within threshold
+    neighbours(signatures, others, threshold) -> bool   which are within threshold of any of others
 
 ``body`` is the normalised text of all fields without any template: words of the template are in every record and
-would pull all signatures together, and \\w+ takes a whole Chinese clause as one word, so one edited character
-changes it (measured: 32 % of planted near-duplicates found at 3 bits that way, 61 % with bigrams; 93 % at 6).
-SimHash: Charikar 2002; exact Hamming join by pigeonhole: Manku, Jain, Das Sarma 2007.
+would pull all signatures together. SimHash: Charikar 2002. MinHash is in minhash.py, the join by distance in hamming.py.
 """
 
 import hashlib
-import itertools
-import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
+import numba
 import numpy as np
 
+from .hamming import close_values, near_any
+
+RECOMMENDED = ("minhash", "bigram", 0.85)  # what --near-dup alone does; measured: docs/RESULTS.md
 MAX_THRESHOLD = 12
+RECOMMENDED_BITS = 6  # of --near-dup
 _CHUNK = 1 << 14  # bigrams at a time: the bits of one chunk take 1 MB however long the text is
+
+
+class Twins(NamedTuple):
+    """Of each of n records, in order of preference.
+
+    twin: (n,) int64, index of the earlier kept record that it is dropped for; -1: it is kept
+    distance: (n,) float32, how far apart the two are: bits of SimHash, or 1 - Jaccard; 0 for a kept one
+    """
+
+    twin: np.ndarray
+    distance: np.ndarray
 
 
 def fingerprint(body: bytes) -> bytes:
@@ -52,66 +68,66 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def near_duplicates(
     signatures: Sequence[int] | np.ndarray, threshold: int, progress: Callable[[list], Iterable] = list
 ) -> np.ndarray:
-    """Mark each record whose signature is within ``threshold`` bits of an earlier record that is kept.
+    """(n,) bool, True = drop: ``find_twins`` has a twin for it."""
+    return find_twins(signatures, threshold, progress).twin >= 0
+
+
+def find_twins(
+    signatures: Sequence[int] | np.ndarray, threshold: int, progress: Callable[[list], Iterable] = list
+) -> Twins:
+    """Drop, in order, each record within ``threshold`` bits of an earlier kept one: of those, for the earliest.
 
     Args:
-        signatures: n unsigned 64-bit numbers, in order of preference.
+        signatures: (n,) uint64, in order of preference.
         threshold: 0 to MAX_THRESHOLD bits.
         progress: wraps the list of passes, for a progress bar.
-    Returns:
-        (n,) bool, True = drop. The first of each family stays; being close to a dropped record drops nothing.
+    The first of each family stays; being close to a dropped record drops nothing.
     """
     signatures = np.asarray(signatures, dtype=np.uint64)
-    values, first, inverse = np.unique(signatures, return_index=True, return_inverse=True)
-    drop = first[inverse] != np.arange(len(signatures))  # equal signatures collapse into their first
-    order = np.argsort(first)  # the survivors, in their original order
-    survivors, where = values[order], first[order]
-    later, earlier = _close_pairs(survivors, threshold, progress)
-    dropped = np.zeros(len(survivors), dtype=bool)
-    for i, j in zip(later.tolist(), earlier.tolist(), strict=True):
-        if not dropped[j]:
-            dropped[i] = True
-    drop[where[dropped]] = True
-    # A copy of a dropped signature is dropped with it or, being equal, by the same kept neighbour: nothing to revive.
-    return drop
+    later, earlier = close_pairs(signatures, threshold, progress)
+    twin = np.full(len(signatures), -1, np.int64)
+    _drop(later, earlier, signatures, twin)
+    dropped = np.flatnonzero(twin >= 0)
+    distance = np.zeros(len(signatures), np.float32)
+    distance[dropped] = np.bitwise_count(signatures[dropped] ^ signatures[twin[dropped]])
+    return Twins(twin, distance)
 
 
-def _close_pairs(signatures: np.ndarray, threshold: int, progress: Callable) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs (later, earlier) of distinct signatures within ``threshold`` bits, sorted by later.
+def close_pairs(
+    signatures: Sequence[int] | np.ndarray, threshold: int, progress: Callable[[list], Iterable] = list
+) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs (later, earlier) within ``threshold`` bits, as two arrays of indices sorted by later, then earlier.
 
-    Cut 64 bits into threshold + m blocks: two signatures that differ in at most ``threshold`` bits agree on at
-    least m whole blocks, so grouping by every choice of m blocks meets every such pair.
+    Of equal signatures the first stands for all: its copies are paired with it and with nothing else.
     """
-    n = len(signatures)
-    found = [np.empty((0, 2), dtype=np.int64)]
-    for mask in progress(_block_masks(n, threshold)):
-        keys = signatures & mask
-        order = np.argsort(keys, kind="stable")
-        keys, sorted_signatures = keys[order], signatures[order]
-        left = np.arange(n)
-        for distance in range(1, n):
-            left = left[left < n - distance]
-            left = left[keys[left] == keys[left + distance]]
-            if not len(left):
-                break
-            close = np.bitwise_count(sorted_signatures[left] ^ sorted_signatures[left + distance]) <= threshold
-            pairs = np.stack([order[left[close] + distance], order[left[close]]], axis=1)  # stable: left is earlier
-            found.append(pairs)
-    pairs = np.unique(np.concatenate(found), axis=0)
-    return pairs[:, 0], pairs[:, 1]
+    signatures = np.asarray(signatures, dtype=np.uint64)
+    order = np.argsort(signatures, kind="stable")
+    ordered = signatures[order]
+    new = np.ones(len(order), bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    values, first = ordered[new], order[new]
+    del ordered
+    copies = order[~new]
+    packed = [copies << 32 | first[np.cumsum(new)[~new] - 1]]  # an index has at most 31 bits
+    del order
+    if threshold:
+        pairs = first[np.searchsorted(values, close_values(values, threshold, progress))]
+        packed.append(pairs.max(axis=1) << 32 | pairs.min(axis=1))
+    packed = np.sort(np.concatenate(packed))
+    return packed >> 32, packed & 0xFFFFFFFF
 
 
-def _block_masks(n: int, threshold: int) -> list[np.uint64]:
-    """Masks of the passes, with the m that costs least: passes * n * (sorting + mean group size)."""
+def neighbours(signatures: np.ndarray, others: np.ndarray, threshold: int) -> np.ndarray:
+    """(n,) bool: True where a signature is within ``threshold`` bits of one of ``others``, of which there may be 100,000."""
+    return near_any(np.asarray(signatures, np.uint64), np.asarray(others, np.uint64), threshold)
 
-    def cost(m: int) -> float:
-        key_bits = 64 * m // (threshold + m) if m else 0
-        return math.comb(threshold + m, m) * (20 + n / 2**key_bits)
 
-    m = min(range(9), key=cost)
-    count = threshold + m
-    if not m:
-        return [np.uint64(0)]
-    edges = [64 * i // count for i in range(count + 1)]
-    blocks = [((1 << high) - 1) ^ ((1 << low) - 1) for low, high in itertools.pairwise(edges)]
-    return [np.uint64(sum(chosen)) for chosen in itertools.combinations(blocks, m)]
+@numba.njit(cache=True, nogil=True)
+def _drop(later, earlier, signatures, twin):
+    """Pairs are sorted, so whether ``earlier`` is kept is settled before it is asked; a copy goes where its first went."""
+    for p in range(len(later)):
+        i, j = later[p], earlier[p]
+        if twin[i] < 0 and twin[j] < 0:
+            twin[i] = j
+        elif signatures[i] == signatures[j]:
+            twin[i] = twin[j]

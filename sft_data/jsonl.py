@@ -1,14 +1,17 @@
 """Read and write JSON records: one reader and one writer for every script.
 
     read_records(path, on_bad=None) -> Iterator[tuple[str, dict]]    (where, object) for each record, streamed
+    parse_record(raw, where, is_array) -> dict                       one record's bytes; UserError says what is wrong
     write_atomically(path) -> context manager giving a binary file   X.part, renamed to X when the block succeeds
+    all_together() -> context manager giving a list for write_atomically: several files, renamed when all are whole
     dump_line(obj) -> bytes                                          one JSON line, UTF-8, newline included
     mend_last_line(path) -> int                                      bytes cut off an append-only file after a kill
 
-``where`` is "file:LINE" in JSONL and "file 第 N 条" in a JSON array: put it before every message about the record.
-The two kinds, and gzip and zstd, are told apart by content, never by name. A UTF-8 BOM is skipped, and so are
-blank lines. Everything that cannot be read raises UserError; with ``on_bad`` a bad line (or a bad element of an
-array) is handed to it as that UserError and reading goes on. A file that is broken as a whole always raises.
+``path`` is a local file, or an address that fsspec knows (s3://bucket/x.jsonl). ``where`` is "file:LINE" in JSONL and
+"file 第 N 条" in a JSON array or parquet: put it before every message about the record. The kinds, and gzip and zstd, are
+told apart by content, never by name. A UTF-8 BOM is skipped, and so are blank lines. Everything that cannot be read
+raises UserError; with ``on_bad`` a bad line or element is handed to it as that UserError and reading goes on. A file
+that is broken as a whole always raises.
 """
 
 import contextlib
@@ -16,6 +19,7 @@ import gzip
 import io
 import json
 import os
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +28,9 @@ from typing import Any, BinaryIO
 from .errors import UserError
 
 OnBad = Callable[[UserError], None]
+Renames = list[tuple[Path, Path]]
 
+PARQUET = b"PAR1"
 _BOM = b"\xef\xbb\xbf"
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -32,16 +38,57 @@ _BUFFER = 1 << 20
 
 
 def read_records(path: str | os.PathLike, on_bad: OnBad | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ``(where, object)`` for each record of a JSONL file or a JSON array, plain, gzip or zstd; O(record) memory."""
-    with _open(Path(path)) as file:
-        blank_lines = _skip_blanks(file)
-        first = file.peek(1)[:1]
-        if not first:
-            raise UserError(f"{path}：文件是空的，里面没有任何记录；请检查上一步是否成功。")
-        if first == b"[":
-            yield from _read_array(path, file, on_bad)
-        else:
-            yield from _read_lines(path, file, blank_lines, on_bad)
+    """Yield ``(where, object)`` for each record, in O(some records) of memory."""
+    with open_unpacked(path) as file:
+        if file.peek(4)[:4] == PARQUET:
+            for number, record in enumerate(read_parquet(path, file), 1):
+                yield f"{path} 第 {number} 条", record
+            return
+        is_array, records = _raw_records(path, file)
+        for where, raw in records:
+            try:
+                record = parse_record(raw, where, is_array)
+            except UserError as error:
+                if on_bad is None:
+                    raise
+                on_bad(error)
+            else:
+                yield where, record
+
+
+def _raw_records(path: str | os.PathLike, file: io.BufferedReader) -> tuple[bool, Iterator[tuple[str, bytes]]]:
+    """Return whether it is an array, and (where, bytes) of each record."""
+    lines_before, _ = skip_blanks(file)
+    first = file.peek(1)[:1]
+    if not first:
+        raise UserError(f"{path}：文件是空的，里面没有任何记录；请检查上一步是否成功。")
+    if first == b"[":
+        from .blocks import name_place, split  # compiled: not for scripts that read lines only
+
+        blocks = split(file, path)
+        rows = ((b, i) for b in blocks for i in range(len(b.starts)))
+        return True, ((name_place(path, b.numbers[i], True), b.data[b.starts[i] : b.ends[i]]) for b, i in rows)
+    lines = enumerate(file, lines_before + 1)
+    return False, ((f"{path}:{number}", line) for number, line in lines if not line.isspace())
+
+
+def parse_record(raw: bytes, where: str, is_array: bool) -> dict[str, Any]:
+    """Return the record that ``raw`` holds; UserError says where, what is wrong, and what mends it."""
+    import orjson
+
+    try:
+        record = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise UserError(f"{where}：{_why_not_json(raw, is_array)}") from None
+    if isinstance(record, dict):
+        return record
+    kind = type(record).__name__
+    what = (
+        "是 {} 而不是 JSON 对象；数组里须全是 {{...}}。"
+        if is_array
+        else "这一行是 {} 而不是 JSON 对象；每行须是一个 {{...}}。"
+    )
+    raise UserError(f"{where}：{what.format(kind)}")
 
 
 def dump_line(obj: Any) -> bytes:
@@ -52,11 +99,22 @@ def dump_line(obj: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def write_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def write_atomically(path: str | os.PathLike, waiting: Renames | None = None) -> Iterator[BinaryIO]:
     """Open ``path`` + ".part" for writing; rename it to ``path`` if the block ends well, remove it if not.
 
-    Whatever goes wrong (no space, Ctrl-C, a bug), an existing ``path`` stays as it was.
+    Whatever goes wrong (no space, Ctrl-C, a bug), an existing ``path`` stays as it was. An address such as
+    s3://bucket/x.jsonl is written on this machine first and sent when it is whole. waiting: of ``all_together``.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / "whole"
+            with open(local, "wb", buffering=_BUFFER) as file:
+                yield file
+            filesystem, inside = remote(path)
+            filesystem.makedirs(filesystem._parent(inside), exist_ok=True)
+            filesystem.put_file(str(local), f"{inside}.part")
+            filesystem.mv(f"{inside}.part", inside)
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
@@ -67,12 +125,52 @@ def write_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if waiting is not None:
+            waiting.append((part, path))
+            return
         os.replace(part, path)
     except OSError as error:
         error.filename = error.filename or str(path)  # write() names no file; the user needs to know which
         raise
     finally:
-        part.unlink(missing_ok=True)
+        if (part, path) not in (waiting or ()):
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def all_together() -> Iterator[Renames]:
+    """Let the files of a run take their places when all of them are on disk, or none."""
+    waiting: Renames = []
+    try:
+        yield waiting
+        for part, path in waiting:
+            os.replace(part, path)
+    finally:
+        for part, _ in waiting:
+            part.unlink(missing_ok=True)
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    return "://" in str(path)
+
+
+def remote(path: str | os.PathLike) -> tuple[Any, str]:
+    """Return fsspec's file system of an address, and the path in it."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(str(path))
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"{path}：打不开这种地址（{error}）；s3:// 需要 pip install s3fs，oss:// 需要 ossfs。"
+        ) from None
+
+
+def file_exists(path: str | os.PathLike) -> bool:
+    if not is_remote(path):
+        return os.path.exists(path)
+    filesystem, inside = remote(path)
+    return filesystem.exists(inside)
 
 
 def mend_last_line(path: str | os.PathLike) -> int:
@@ -107,18 +205,14 @@ def mend_last_line(path: str | os.PathLike) -> int:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[io.BufferedReader]:
+def open_unpacked(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
     """Open ``path`` for reading, unpacked. Which packing it has is seen from the first bytes."""
-    if not path.exists():
-        raise UserError(f"{path}：找不到这个文件；请检查路径，当前目录是 {os.getcwd()}。")
-    if path.is_dir():
-        raise UserError(f"{path}：这是一个目录，请给出 JSON 或 JSONL 文件的路径。")
-    with open(path, "rb", buffering=_BUFFER) as file:
+    with _open_raw(path) as file:
         magic = file.peek(4)[:4]
         if magic.startswith(_GZIP):
             unpacked = gzip.GzipFile(fileobj=file, mode="rb")
         elif magic.startswith(_ZSTD):
-            unpacked = _zstd().ZstdFile(file, "rb")
+            unpacked = zstd_library().ZstdFile(file, "rb")
         else:
             yield file
             return
@@ -132,7 +226,40 @@ def _open(path: Path) -> Iterator[io.BufferedReader]:
             raise UserError(f"{path}：压缩文件不完整或已损坏（{error}）；请重新下载或重新压缩。") from None
 
 
-def _zstd():
+def _open_raw(path: str | os.PathLike) -> io.BufferedReader:
+    if not file_exists(path):
+        raise UserError(f"{path}：找不到这个文件；请检查路径，当前目录是 {os.getcwd()}。")
+    if is_remote(path):
+        filesystem, inside = remote(path)
+        return io.BufferedReader(filesystem.open(inside, "rb"), _BUFFER)
+    if os.path.isdir(path):
+        raise UserError(f"{path}：这是一个目录，请给出 JSON 或 JSONL 文件的路径。")
+    return open(path, "rb", buffering=_BUFFER)
+
+
+def is_packed(path: str | os.PathLike) -> bool:
+    """Whether a local file is anything else than plain text: gzip, zstd or parquet."""
+    with open(path, "rb") as file:
+        return file.read(4).startswith((_GZIP, _ZSTD, PARQUET))
+
+
+def read_parquet(path: str | os.PathLike, file: io.BufferedReader) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a parquet file; a column that a row has nothing in is left out of it."""
+    import pyarrow
+    import pyarrow.parquet
+
+    if not file.seekable():
+        file = io.BytesIO(file.read())
+    try:
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(4096):
+            for row in batch.to_pylist():
+                yield {name: value for name, value in row.items() if value is not None}
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}：parquet 文件不完整或已损坏（{error}）；请重新下载或重新生成。") from None
+
+
+def zstd_library() -> Any:
+    """The standard library's compression.zstd, or the same module for earlier versions."""
     try:
         from compression import zstd  # Python 3.14 and later
     except ImportError:
@@ -145,54 +272,38 @@ def _zstd():
     return zstd
 
 
-def _skip_blanks(file: io.BufferedReader) -> int:
-    """Skip a BOM and leading white space; return the number of newlines skipped."""
+def skip_blanks(file: io.BufferedReader) -> tuple[int, int]:
+    """Skip a BOM and leading white space; return the numbers of newlines and of bytes skipped."""
+    newlines, skipped = 0, 0
     if file.peek(3).startswith(_BOM):
-        file.read(3)
-    newlines = 0
+        skipped += len(file.read(3))
     while chunk := file.peek(1):
         blanks = len(chunk) - len(chunk.lstrip())
         newlines += chunk[:blanks].count(b"\n")
-        file.read(blanks)
+        skipped += len(file.read(blanks))
         if blanks < len(chunk):
             break
-    return newlines
+    return newlines, skipped
 
 
-def _read_lines(path, file: io.BufferedReader, lines_before: int, on_bad: OnBad | None) -> Iterator[tuple[str, dict]]:
-    import orjson
-
-    for number, line in enumerate(file, lines_before + 1):
-        try:
-            obj = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            if line.isspace():
-                continue
-            _bad(UserError(f"{path}:{number}：{_why_not_json(line)}"), on_bad)
-            continue
-        if isinstance(obj, dict):
-            yield f"{path}:{number}", obj
-        else:
-            kind = type(obj).__name__
-            _bad(UserError(f"{path}:{number}：这一行是 {kind} 而不是 JSON 对象；每行须是一个 {{...}}。"), on_bad)
-
-
-def _why_not_json(line: bytes) -> str:
-    """Say in one sentence why a line is no JSON and what mends it."""
-    if reason := _why_not_text(line):
+def _why_not_json(raw: bytes, is_array: bool) -> str:
+    """Say in one sentence why a line or an element is no JSON and what mends it."""
+    if reason := why_not_text(raw):
         return reason
-    if not line.endswith(b"\n"):
+    if not is_array and not raw.endswith(b"\n"):
         return "最后一行不完整（写入时被中断，或文件没有下载完）；请删去这一行，或重新生成、重新下载。"
-    text = line.decode()
+    text = raw.decode()
     try:
         json.loads(text)
-    except json.JSONDecodeError as error:  # its columns are right where orjson's are not: at the end of a line
-        shown = text[max(0, error.colno - 11) : error.colno + 9].strip()
-        return f"第 {error.colno} 列附近不是合法的 JSON：{shown!r}；每行须是一个完整的 JSON 对象，请改正或删去这一行。"
-    return "JSON 里有 NaN、Infinity 或不成对的 \\ud800 一类转义，标准 JSON 不允许；请改正或删去这一行。"
+    except json.JSONDecodeError as error:  # its places are right where orjson's are not: at the end of a line
+        shown = text[max(0, error.pos - 10) : error.pos + 10].strip()
+        place, unit = ("字符", "条") if is_array else ("列", "行")
+        whole = "每个元素" if is_array else "每行"
+        return f"第 {error.pos + 1} {place}附近不是合法的 JSON：{shown!r}；{whole}须是一个完整的 JSON 对象，请改正或删去这一{unit}。"
+    return "JSON 里有 NaN、Infinity 或不成对的 \\ud800 一类转义，标准 JSON 不允许；请改正或删去这一条。"
 
 
-def _why_not_text(data: bytes) -> str | None:
+def why_not_text(data: bytes) -> str | None:
     """Say why ``data`` is not UTF-8 text, or None when it is (a cut character at the end is no fault)."""
     if data.startswith(_UTF16):
         return "文件是 UTF-16 编码；请转成 UTF-8：iconv -f UTF-16 -t UTF-8 原文件 > 新文件。"
@@ -209,51 +320,3 @@ def _why_not_text(data: bytes) -> str | None:
     except UnicodeDecodeError:
         return "文字不是 UTF-8 编码，可能是二进制文件；请检查路径，或把文件转成 UTF-8。"
     return "文字像是 GBK 编码而不是 UTF-8；请先转换：iconv -f GB18030 -t UTF-8 原文件 > 新文件。"
-
-
-class _LastByte:
-    """A reader that remembers the last byte that was no white space: a whole array ends in ``]``."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.last = file, b""
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.file.read(size)
-        self.last = data.rstrip()[-1:] or self.last
-        return data
-
-
-def _read_array(path, file: io.BufferedReader, on_bad: OnBad | None) -> Iterator[tuple[str, dict]]:
-    import ijson
-
-    head = bytes(file.peek(1)[:4096])
-    reader = _LastByte(file)
-    number = 0
-    try:
-        for number, obj in enumerate(ijson.items(reader, "item", use_float=True, buf_size=_BUFFER), 1):
-            if isinstance(obj, dict):
-                yield f"{path} 第 {number} 条", obj
-            else:
-                kind = type(obj).__name__
-                _bad(UserError(f"{path} 第 {number} 条：是 {kind} 而不是 JSON 对象；数组里须全是 {{...}}。"), on_bad)
-    except (ijson.JSONError, UnicodeDecodeError) as error:  # IncompleteJSONError is one
-        raise UserError(f"{path}：{_why_array_broke(head, number, reader, error)}") from None
-
-
-def _why_array_broke(head: bytes, read: int, reader: _LastByte, error: Exception) -> str:
-    message = str(error)
-    if reason := _why_not_text(head):
-        return reason
-    while reader.read(_BUFFER):
-        pass
-    if "premature EOF" in message or (reader.last != b"]" and "trailing garbage" not in message):
-        return f"JSON 数组在第 {read} 条记录之后被截断，结尾没有 ]；请重新下载或重新生成这个文件。"
-    if "invalid bytes in UTF8" in message or isinstance(error, UnicodeDecodeError):
-        return f"第 {read + 1} 条附近的文字不是 UTF-8 编码；请用 iconv 转成 UTF-8。"
-    return f"JSON 数组在第 {read + 1} 条附近有语法错误（{message.splitlines()[0]}）；请改正后重试。"
-
-
-def _bad(error: UserError, on_bad: OnBad | None) -> None:
-    if on_bad is None:
-        raise error
-    on_bad(error)

@@ -57,10 +57,9 @@ def measure(texts: list[bytes], counts: list[int]) -> Measures:
 
 def signatures(bodies: np.ndarray, spans: np.ndarray) -> np.ndarray:
     """bodies: UTF-8, uint8; spans: (records, 2) int64, where each normalised body lies in it."""
-    found = np.zeros(len(spans), np.uint64)
-    longest = int((spans[:, 1] - spans[:, 0]).max(initial=0))
-    _signatures(bodies, spans, np.empty(longest + 1, np.uint32), found)
-    return found
+    from .features import marks
+
+    return marks(bodies, spans, "simhash", "bigram")
 
 
 @functools.cache
@@ -181,75 +180,3 @@ def _measure(data, ends, last, kinds, starts, replacements, bodies, spans, chars
         lines[record, 1] = out
         bodies[out] = 10
         out += 1
-
-
-@numba.njit(cache=True, nogil=True)
-def _mix(high, low):
-    x = ((np.uint64(high) << np.uint64(32)) | np.uint64(low)) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-@numba.njit(cache=True, nogil=True)
-def _signatures(bodies, spans, codes, found):
-    for record in range(len(spans)):
-        at, n = spans[record, 0], 0
-        while at < spans[record, 1]:
-            codes[n], at = _decode(bodies, at)
-            n += 1
-        found[record] = _simhash(codes, n)
-
-
-@numba.njit(cache=True, nogil=True)
-def _simhash(codes, n):
-    """Bit b of ``planes[p]`` is bit p of the count of features whose hash has bit b: adding a hash is a few words' work
-    for all 64 counts (Harley-Seal: Mula, Kurz, Lemire 2016), and so is comparing them with half of the features.
-    """
-    if n == 0:
-        return np.uint64(0)
-    planes = np.zeros(40, np.uint64)
-    features = max(n - 1, 1)
-    if n == 1:
-        planes[0] = _mix(np.uint32(0), codes[0])
-    ones, twos, fours = planes[0], planes[1], planes[2]
-    i, end = 0, features if n > 1 else 0
-    while i + 8 <= end:
-        ones, two_a = _add(ones, _mix(codes[i], codes[i + 1]), _mix(codes[i + 1], codes[i + 2]))
-        ones, two_b = _add(ones, _mix(codes[i + 2], codes[i + 3]), _mix(codes[i + 3], codes[i + 4]))
-        twos, four_a = _add(twos, two_a, two_b)
-        ones, two_a = _add(ones, _mix(codes[i + 4], codes[i + 5]), _mix(codes[i + 5], codes[i + 6]))
-        ones, two_b = _add(ones, _mix(codes[i + 6], codes[i + 7]), _mix(codes[i + 7], codes[i + 8]))
-        twos, four_b = _add(twos, two_a, two_b)
-        fours, carry = _add(fours, four_a, four_b)
-        _ripple(planes, 3, carry)
-        i += 8
-    planes[0], planes[1], planes[2] = ones, twos, fours
-    while i < end:
-        _ripple(planes, 0, _mix(codes[i], codes[i + 1]))
-        i += 1
-    half = features // 2
-    more, equal = np.uint64(0), ~np.uint64(0)
-    for p in range(39, -1, -1):
-        if (half >> p) & 1:
-            equal &= planes[p]
-        else:
-            more |= equal & planes[p]
-            equal &= ~planes[p]
-    return more
-
-
-@numba.njit(cache=True, nogil=True)
-def _add(a, b, c):
-    """Sum and carry of three numbers of one bit, 64 at once."""
-    u = a ^ b
-    return u ^ c, (a & b) | (u & c)
-
-
-@numba.njit(cache=True, nogil=True)
-def _ripple(planes, p, carry):
-    while carry:
-        both = planes[p] & carry
-        planes[p] ^= carry
-        carry = both
-        p += 1

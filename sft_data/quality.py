@@ -3,7 +3,8 @@
     normalise(text) -> str             the copy that gates and dedup look at: NFKC, one space for any white space
     tidy(text) -> str                  what is written: the original, stripped, without zero-width characters
     chinese_ratio(text) -> float       CJK ideographs over all characters
-    check_length / check_chinese / check_output / check_pii (text, ...) -> str | None
+    check_length / check_chinese / check_output (text, ...) -> str | None
+    find_in_output(text, ...) -> (str, str) | None       the same as check_output, with the words that it is about
     check_record(fields, gates) -> str | None       all of them over ("instruction" | "input" | "output" | "other", text)
 
 Every gate expects a normalised text. Reasons are snake_case keys of the JSON report; ``label`` gives their Chinese.
@@ -13,21 +14,34 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 
+from .pii import check_pii
+
 # A zero-width joiner between two emoji is part of the picture and stays.
 _ZERO_WIDTH = re.compile("[\u200b\u200c\u200e\u200f\u2060\ufeff]|(?<![\u2600-\u27bf\ufe0f\U0001f000-\U0001faff])\u200d")
 _CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+")
 
 # Refusals are about the speaker: words such as 违法 or 无法 alone would drop good answers on law or on machines, and
-# 我是……人工智能助手 alone would drop the very records that teach a model who it is.
-_ONE = r"(?:一个|一名|一款|一种|个)?(?:虚拟)?"
-REFUSALS = (
-    r"(?:抱歉|对不起|很遗憾|不好意思)[^。!?]{0,12}(?:不能|无法|无权|没有办法|不可以|不便(?:为|向|提供|回答|透露))",
+# 我是……人工智能助手 alone would drop the very records that teach a model who it is. Nor is BERT是一种语言模型 about the
+# speaker. What was read by eye to choose these is in docs/DROPPED.md. screen.py hands them to RE2: no look-around.
+_CANNOT = r"(?:不能|无法|无权|没有办法|不可以|不便(?:为|向|提供|回答|透露))"
+_DECLINES = (
+    rf"(?:抱歉|对不起|很遗憾|不好意思)[^。!?]{{0,12}}{_CANNOT}",
     r"我(?:目前|暂时|现在|还)?(?:无法|不能|没有办法|没办法|不便)(?:为(?:您|你))?"
-    r"(?:直接|具体)?(?:回答|提供|协助|帮助|处理|满足|完成(?:您|你|这))",
-    rf"(?:作为|是){_ONE}(?:AI|人工智能|文本)?大?语言模型",
-    rf"(?:作为|我只?是){_ONE}(?:AI|人工智能|文本机器人)[^。!?]{{0,20}}(?:无法|不能|没有|不具备|并不|不会)",
+    r"(?:直接|具体)?(?:回答|提供|协助|帮助|处理|满足|完成(?:您|你|这))"
+    r"|根据(?:您|你)(?:所?提供)?的[^。!?]{0,8},我(?:无法|不能)(?:确定|判断)",
     r"(?i)\bas an AI\b|\bI'?m sorry,? but\b|\bI (?:cannot|can ?not|can[’']t|am unable to) (?:assist|help|provide|answer)",
 )
+_ONE = r"(?:一个|一名|一款|一种|个)?(?:虚拟的?|文字型)? ?"
+_MODEL = r"(?:AI|人工智能|文本)?大?型?语言模型"
+_I_AM = rf"我(?:只|仅)?是{_ONE}"
+_AS = rf"(?:(?m:^)|[,。!?:; ]|我|但是?|由于|因为)作为{_ONE}"  # and not 你作为, nor ChatGPT作为
+_DISCLAIMERS = (
+    rf"{_I_AM}(?:AI|人工智能|文本)大?型?语言模型|{_AS}{_MODEL}[^。!?]{{0,24}}(?:我[^们]|{_CANNOT})",
+    rf"(?:{_AS}|{_I_AM})(?:AI|人工智能|文本机器人|计算机程序|{_MODEL})[^。!?]{{0,20}}"
+    r"(?:无法|不能|没有|不具备|并不|不会|不知道)",
+)
+REFUSALS = (*_DECLINES, *_DISCLAIMERS)
+_OPENING = 100  # characters in which one declines: a good answer may say near its end what it leaves open
 # 扫描二维码 or 关注公众号 alone is often plain advice; an advertisement points at itself.
 ADVERTISEMENTS = (
     r"(?:扫|长按|识别)[^。!?]{0,6}(?:下方|下面|上方|上面|文末|图中|右侧|左侧|以下)的?[^。!?]{0,2}二维码",
@@ -37,19 +51,6 @@ ADVERTISEMENTS = (
 )
 
 _URL = re.compile(r"https?://|www\.", re.IGNORECASE)
-# Digits are fenced by "no digit" and not by \b: in 手机13812345678联系 Python's \b sees one word.
-_NO_DIGIT_BEFORE, _NO_DIGIT_AFTER = r"(?<![0-9])(?<![0-9]\.)", r"(?![0-9]|\.[0-9])"
-_PHONE = re.compile(
-    _NO_DIGIT_BEFORE + r"(?:(?:\+|00)?86[- ]?)?1[3-9][0-9](?:[0-9]{8}|([- ])[0-9]{4}\1[0-9]{4})" + _NO_DIGIT_AFTER
-)
-# Begins at the @: a pattern that begins at the name tries every start in a long run of letters.
-_EMAIL = re.compile(r"(?<=[A-Za-z0-9._%+-])@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,}")
-_ID_CARD = re.compile(
-    r"(?<![0-9])[1-9][0-9]{5}(?:18|19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])[0-9]{3}[0-9Xx](?![0-9])"
-)
-_BANK_CARD = re.compile(
-    _NO_DIGIT_BEFORE + r"[2-6](?:[0-9]{15,18}|[0-9]{3}(?:([- ])[0-9]{4})(?:\1[0-9]{4}){2}(?:\1[0-9]{1,3})?)(?![0-9])"
-)
 
 
 @dataclass(frozen=True)
@@ -94,26 +95,21 @@ def check_chinese(text: str, minimum: float) -> str | None:
 
 def check_output(text: str, max_urls: int = 5, drop_patterns: tuple[re.Pattern, ...] = ()) -> str | None:
     """Drop refusals, advertisements, the user's own patterns, and link collections."""
-    if _REFUSAL.search(text):
-        return "refusal"
-    if _ADVERTISEMENT.search(text):
-        return "advertisement"
-    if any(pattern.search(text) for pattern in drop_patterns):
-        return "drop_pattern"
-    return "too_many_urls" if len(_URL.findall(text)) > max_urls else None
+    found = find_in_output(text, max_urls, drop_patterns)
+    return found and found[0]
 
 
-def check_pii(text: str) -> str | None:
-    """Find a mainland phone number, an e-mail address, an ID card number or a bank card number."""
-    if _PHONE.search(text):
-        return "pii_phone"
-    if _EMAIL.search(text):
-        return "pii_email"
-    if any(_id_card_ok(match[0]) for match in _ID_CARD.finditer(text)):
-        return "pii_id_card"
-    if any(_luhn_ok(match[0]) for match in _BANK_CARD.finditer(text)):
-        return "pii_bank_card"
-    return None
+def find_in_output(text: str, max_urls: int = 5, drop_patterns: tuple[re.Pattern, ...] = ()) -> tuple[str, str] | None:
+    """Return what ``check_output`` says and the words that it is about, or None."""
+    if match := _DECLINE.search(text, 0, _OPENING) or _DISCLAIMER.search(text):
+        return "refusal", match[0]
+    if match := _ADVERTISEMENT.search(text):
+        return "advertisement", match[0]
+    for pattern in drop_patterns:
+        if match := pattern.search(text):
+            return "drop_pattern", match[0]
+    urls = _URL.findall(text)
+    return ("too_many_urls", " ".join(urls)) if len(urls) > max_urls else None
 
 
 def check_record(fields: list[tuple[str, str]], gates: Gates) -> str | None:
@@ -145,21 +141,11 @@ def label(reason: str) -> str:
     return _REASONS.get(reason, reason)
 
 
-def _id_card_ok(number: str) -> bool:
-    """Check digit of GB 11643: ISO 7064 MOD 11-2."""
-    weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
-    total = sum(weight * int(digit) for weight, digit in zip(weights, number, strict=False))
-    return "10X98765432"[total % 11] == number[17].upper()
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern:
+    return re.compile("|".join(f"(?i:{p[4:]})" if p.startswith("(?i)") else f"(?:{p})" for p in patterns))
 
 
-def _luhn_ok(number: str) -> bool:
-    """Check digit of ISO/IEC 7812: every second digit from the right is doubled, nines cast out."""
-    digits = [int(c) for c in reversed(number) if c.isdigit()]
-    return (sum(digits[::2]) + sum(digit * 2 - 9 * (digit > 4) for digit in digits[1::2])) % 10 == 0
-
-
-_REFUSAL = re.compile("|".join(f"(?:{p})" if not p.startswith("(?i)") else f"(?i:{p[4:]})" for p in REFUSALS))
-_ADVERTISEMENT = re.compile("|".join(f"(?:{p})" for p in ADVERTISEMENTS))
+_DECLINE, _DISCLAIMER, _ADVERTISEMENT = map(_any_of, (_DECLINES, _DISCLAIMERS, ADVERTISEMENTS))
 _FIELDS = {"instruction": "指令", "input": "输入", "output": "回答"}
 _REASONS = {
     "empty": "为空",

@@ -1,6 +1,6 @@
-"""Gates and dedup's figures for a batch of records at once; what ``judge`` and dedup.py say of each, at a tenth of the time.
+"""Gates for a batch of records at once; what ``judge`` says of each, at a tenth of the time.
 
-    screen(batch, gates, signatures) -> Screened      batch: the fields of each record, as chatml.hit_record gives them
+    screen(batch, gates) -> Screened                  batch: the fields of each record, as chatml.hit_record gives them
     judge(fields, gates) -> str | None                one record by the plain functions: the reason to drop it, or None
 
 What the compiled kernel does not know (kernel.py) goes through the plain functions, and so does every text in which a
@@ -15,8 +15,7 @@ import re2
 
 from . import kernel
 from .chatml import Fields
-from .dedup import simhash
-from .quality import ADVERTISEMENTS, REFUSALS, Gates, check_output, check_pii, check_record, normalise
+from .quality import ADVERTISEMENTS, REFUSALS, Gates, check_output, check_pii, check_record, normalise, tidy
 
 _FIELDS = {"instruction": 0, "input": 1, "output": 2, "other": 3}
 _GATED = ("instruction", "input", "output")
@@ -26,13 +25,16 @@ _EMPTY, _TOO_SHORT, _TOO_LONG, _LOW_CHINESE = range(1, 5)
 
 
 class Screened(NamedTuple):
-    """Of each record of a batch: why to drop it (None: keep it), and of one to keep the normalised text of all fields, in
-    UTF-8, and its SimHash (0 when it was not asked for).
+    """Of each record of a batch.
+
+    reasons: why to drop it, None: keep it
+    bodies: the normalised text of all fields, in UTF-8; of a record to drop it may be anything
+    lengths: (records, 3) int64, characters of instruction, input and output
     """
 
     reasons: list[str | None]
     bodies: list[bytes]
-    signatures: list[int]
+    lengths: np.ndarray
 
 
 def judge(fields: Fields, gates: Gates | None) -> str | None:
@@ -43,10 +45,10 @@ def judge(fields: Fields, gates: Gates | None) -> str | None:
     return check_record(fields, gates) if gates else None
 
 
-def screen(batch: list[Fields], gates: Gates | None, signatures: bool = False) -> Screened:
-    """Judge each record by itself; duplicates are for the caller, who sees all batches."""
+def screen(batch: list[Fields], gates: Gates | None) -> Screened:
+    """Judge each record by itself, tidied or not; duplicates are for the caller, who sees all batches."""
     if not batch:
-        return Screened([], [], [])
+        return Screened([], [], np.zeros((0, len(_GATED)), np.int64))
     texts = [text.encode("utf-8", "surrogatepass") for fields in batch for _, text in fields]
     counts = np.fromiter(map(len, batch), np.int64, len(batch))
     found = kernel.measure(texts, counts)
@@ -57,17 +59,14 @@ def screen(batch: list[Fields], gates: Gates | None, signatures: bool = False) -
     if gates:
         _gate_words(reasons, found, kinds, owners, memory, gates)
     bodies = [memory[start:end] for start, end in found.lines.tolist()]
-    marks = np.zeros(len(batch), np.uint64)
-    if signatures:
-        kept = np.array([reason is None for reason in reasons]) & ~found.rough
-        marks[kept] = kernel.signatures(found.bodies, found.lines[kept])
-    marks = marks.tolist()
+    cells = np.bincount(owners * len(_FIELDS) + kinds, found.chars, len(batch) * len(_FIELDS))
+    lengths = cells.reshape(len(batch), -1)[:, : len(_GATED)].astype(np.int64)
     for row in np.flatnonzero(found.rough).tolist():
-        fields = [(name, normalise(text)) for name, text in batch[row]]
-        body = " ".join(text for _, text in fields)
-        reasons[row], bodies[row] = judge(fields, gates), body.encode("utf-8", "surrogatepass")
-        marks[row] = simhash(body) if signatures and reasons[row] is None else 0
-    return Screened(reasons, bodies, marks)
+        fields = [(name, normalise(tidy(text))) for name, text in batch[row]]
+        reasons[row] = judge(fields, gates)
+        bodies[row] = " ".join(text for _, text in fields).encode("utf-8", "surrogatepass")
+        lengths[row] = [sum(len(text) for name, text in fields if name == gated) for gated in _GATED]
+    return Screened(reasons, bodies, lengths)
 
 
 def _gate_counts(found: Any, kinds: np.ndarray, owners: np.ndarray, n: int, gates: Gates | None) -> list[str | None]:

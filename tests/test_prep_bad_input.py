@@ -35,7 +35,7 @@ def test_a_bad_file_is_answered_in_one_sentence_and_the_old_out_stays(tmp_path, 
     if content is not None:
         source.write_bytes(content)
     out.write_text("old")
-    assert prep.main(["--firefly-json", str(source), "--out", str(out)]) == 2
+    assert prep.main(["--firefly-json", str(source), "--out", str(out), "--overwrite"]) == 2
     err = capsys.readouterr().err
     assert says in err
     assert str(source) in err
@@ -74,7 +74,7 @@ def test_ctrl_c_leaves_the_old_files(tmp_path):
     os.mkfifo(fifo)  # a source that never ends: the program is surely in the middle of reading
     out.write_text("old")
     process = subprocess.Popen(
-        [sys.executable, "prep_sft_firefly_hit.py", "--firefly-json", str(fifo), "--out", str(out)],
+        [sys.executable, "prep_sft_firefly_hit.py", "--firefly-json", str(fifo), "--out", str(out), "--overwrite"],
         cwd=ROOT,
         stderr=subprocess.PIPE,
     )

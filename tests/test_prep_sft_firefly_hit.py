@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import prep_sft_firefly_hit as prep
-from sft_data.chatml import parse_chatml, render_chatml
+from sft_data.chatml import carried, firefly_record, hit_record, parse_chatml, render_chatml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,6 +50,7 @@ def files(tmp_path):
         hits.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in hit_records), encoding="utf-8")
         inputs = ["--firefly-json", str(ff)] if firefly_records else []
         inputs += ["--hit-jsonl", str(hits)] if hit_records else []
+        argv = argv if "--append" in argv else ["--overwrite", *argv]
         code = prep.main([*inputs, "--out", str(out), *argv])
         if code:
             return code, None, None
@@ -262,6 +263,6 @@ def test_the_report_and_the_examples_of_the_format_document_are_true(files):
     examples = [json.loads(block.split("\n```")[0]) for block in document.split("```json\n")[1:]]
     assert len(examples) == 6
     hit_example, alpaca, kind = examples[:3]
-    assert prep.hit_record(hit_example)[0][0][0] == "instruction"
-    assert prep.firefly_record(alpaca)[1][0]["content"].endswith("今天天气很好。")
-    assert prep.carried(kind) == {"category": "作诗"}
+    assert hit_record(hit_example)[0][0][0] == "instruction"
+    assert firefly_record(alpaca)[1][0]["content"].endswith("今天天气很好。")
+    assert carried(kind) == {"category": "作诗"}

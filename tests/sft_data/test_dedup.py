@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from sft_data.dedup import MAX_THRESHOLD, _block_masks, fingerprint, near_duplicates, simhash
+from sft_data.dedup import MAX_THRESHOLD, close_pairs, find_twins, fingerprint, near_duplicates, neighbours, simhash
+from sft_data.hamming import blocks
 
 MASK = (1 << 64) - 1
 
@@ -23,14 +24,14 @@ def slow_simhash(body: str) -> int:
     return sum(1 << bit for bit in range(64) if 2 * ones[bit] > len(features))
 
 
-def slow_near_duplicates(signatures: list[int], threshold: int) -> list[bool]:
-    kept, drop = [], []
-    for signature in signatures:
-        close = any((signature ^ other).bit_count() <= threshold for other in kept)
-        drop.append(close)
-        if not close:
-            kept.append(signature)
-    return drop
+def slow_twins(signatures: list[int], threshold: int) -> list[int]:
+    kept, twins = [], []
+    for i, signature in enumerate(signatures):
+        twin = next((j for j in kept if (signature ^ signatures[j]).bit_count() <= threshold), -1)
+        twins.append(twin)
+        if twin < 0:
+            kept.append(i)
+    return twins
 
 
 def random_text(rng: random.Random, length: int) -> str:
@@ -69,18 +70,77 @@ def flipped(rng: random.Random, signature: int, bits: int) -> int:
     return signature
 
 
-@pytest.mark.parametrize("threshold", [0, 1, 3, 6, 9, MAX_THRESHOLD])
-def test_near_duplicates_are_those_of_brute_force(threshold):
+def families(rng: random.Random, size: int, threshold: int) -> list[int]:
+    """At every distance around the threshold, chains and equal ones among them."""
+    signatures: list[int] = []
+    for _ in range(size):
+        if signatures and rng.random() < 0.6:
+            signatures.append(flipped(rng, rng.choice(signatures), rng.randrange(threshold + 3)))
+        else:
+            signatures.append(rng.getrandbits(64))
+    return signatures
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 2, 3, 6, 9, MAX_THRESHOLD])
+def test_twins_and_pairs_are_those_of_brute_force(threshold):
     rng = random.Random(threshold)
     for size in (0, 1, 2, 60, 700):
-        signatures: list[int] = []
-        for _ in range(size):  # families at every distance around the threshold, chains and equal ones among them
-            if signatures and rng.random() < 0.6:
-                signatures.append(flipped(rng, rng.choice(signatures), rng.randrange(threshold + 3)))
-            else:
-                signatures.append(rng.getrandbits(64))
-        expected = slow_near_duplicates(signatures, threshold)
-        assert near_duplicates(signatures, threshold).tolist() == expected
+        signatures = families(rng, size, threshold)
+        expected = slow_twins(signatures, threshold)
+        found = find_twins(signatures, threshold)
+        assert found.twin.tolist() == expected
+        for i, j in enumerate(expected):
+            assert found.distance[i] == ((signatures[i] ^ signatures[j]).bit_count() if j >= 0 else 0)
+        assert near_duplicates(signatures, threshold).tolist() == [j >= 0 for j in expected]
+        pairs = [pair.tolist() for pair in close_pairs(signatures, threshold)]
+        assert list(zip(*pairs, strict=True)) == slow_pairs(signatures, threshold)
+
+
+def slow_pairs(signatures: list[int], threshold: int) -> list[tuple[int, int]]:
+    first = {x: i for i, x in reversed(list(enumerate(signatures)))}
+    pairs = []
+    for i, x in enumerate(signatures):
+        if first[x] != i:
+            pairs.append((i, first[x]))
+            continue
+        pairs += [
+            (i, j) for j in range(i) if first[signatures[j]] == j and (x ^ signatures[j]).bit_count() <= threshold
+        ]
+    return pairs
+
+
+@pytest.mark.parametrize(("threshold", "size"), [(1, 60_000), (3, 60_000), (6, 60_000), (8, 8_000), (12, 700)])
+def test_planted_pairs_are_found_whatever_the_blocks(threshold, size):
+    """At these sizes a choice of several blocks is the cheapest; random numbers are far apart but for planted ones."""
+    rng = random.Random(size + threshold)
+    signatures = [rng.getrandbits(64) for _ in range(size)]
+    planted = []
+    for i in range(0, size, 40):
+        distance = rng.randrange(threshold + 4)
+        signatures.append(flipped(rng, signatures[i], distance))
+        planted.append(i if distance <= threshold else -1)
+    assert find_twins(signatures[:size], threshold).twin.max() == -1
+    assert find_twins(signatures, threshold).twin[size:].tolist() == planted
+
+
+def test_progress_sees_every_pass():
+    passes = []
+    rng = random.Random(4)
+    signatures = [rng.getrandbits(64) for _ in range(20_000)]
+    find_twins(signatures, 3, lambda todo: (passes.append(len(todo)), todo)[1])
+    assert passes[0] > 1
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 3, 6, 9, MAX_THRESHOLD])
+def test_neighbours_are_those_of_brute_force(threshold):
+    rng = random.Random(threshold + 100)
+    others = families(rng, 500, threshold)
+    signatures = [flipped(rng, rng.choice(others), rng.randrange(threshold + 5)) for _ in range(600)]
+    signatures += [rng.getrandbits(64) for _ in range(600)]
+    expected = [any((x ^ y).bit_count() <= threshold for y in others) for x in signatures]
+    assert neighbours(signatures, others, threshold).tolist() == expected
+    assert not neighbours(signatures, [], threshold).any()
+    assert len(neighbours([], others, threshold)) == 0
 
 
 def test_the_first_stays_and_closeness_to_a_dropped_one_drops_nothing():
@@ -94,7 +154,8 @@ def test_the_first_stays_and_closeness_to_a_dropped_one_drops_nothing():
 @pytest.mark.parametrize("threshold", [1, 3, 6, 12])
 @pytest.mark.parametrize("n", [10, 20_000, 1_000_000])
 def test_no_pair_within_the_threshold_can_hide_from_the_blocks(threshold, n):
-    masks = _block_masks(n, threshold)
+    plan = blocks(threshold, lambda share: n * (1 + n * share))
+    masks = [plan.mask(choice) for choice in plan.choices]
     assert len(set(masks)) == len(masks)
     rng = random.Random(n + threshold)
     for _ in range(300):
@@ -104,6 +165,7 @@ def test_no_pair_within_the_threshold_can_hide_from_the_blocks(threshold, n):
 
 def test_a_large_family_costs_no_quadratic_memory():
     signatures = [flipped(random.Random(i), 0, 1) for i in range(30_000)]  # 64 distinct values
+    assert len(close_pairs(signatures, 3)[0]) < 35_000
     drop = near_duplicates(signatures, 3)
     assert drop.sum() == len(signatures) - 1
     assert not drop[0]

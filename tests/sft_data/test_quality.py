@@ -7,9 +7,9 @@ from sft_data.quality import (
     check_chinese,
     check_length,
     check_output,
-    check_pii,
     check_record,
     chinese_ratio,
+    find_in_output,
     label,
     normalise,
     tidy,
@@ -48,6 +48,14 @@ def test_both_ends_of_a_length_are_allowed():
         "As an AI language model, I have no opinion",
         "I'm sorry, but that is not possible",
         "关于这件事，我无法为您提供具体信息",
+        "根据您提供的信息，我无法判断是否存在虐待老人的情况。",
+        "抱歉，作为一个大型语言模型，我无法给出评价",
+        "作为一个虚拟的AI助手，我无法确定它是否合法",
+        "作为一个文字型 AI 机器人，我不能为您录制旋律",
+        "由于我是一个计算机程序，我不知道您说的项目",
+        "我是一个语言模型，不能提供法律咨询",
+        "作为AI语言模型，我是免费的",
+        "答" * 150 + "。请注意，作为AI语言模型，我无法代替医生",  # who one is not is wrong anywhere
     ],
 )
 def test_refusals_are_found(text):
@@ -63,6 +71,13 @@ def test_refusals_are_found(text):
         "关注学校就业中心公众号，扫描报到处二维码即可签到。",
         "请咨询专业医生，避免过度劳累。",
         "电脑无法开机时，先检查电源。",
+        "BERT是一种语言模型，由谷歌于2018年提出。",
+        "ChatGPT作为一个大语言模型，能够生成流畅的文本。",
+        "作为一种语言模型，BERT让我们能够微调出各种任务。",
+        "我是一个大语言模型，名叫小哈，由哈尔滨工业大学训练。",
+        "有人可能认为，你作为一个人工智能助手并没有提供足够的帮助。",
+        "根据题目给出的信息，无法判断丙是否构成累犯。",
+        "很抱歉听到您的遭遇，建议您先报警。",
     ],
 )
 def test_good_answers_are_not_taken_for_refusals_or_advertisements(text):
@@ -83,51 +98,29 @@ def test_advertisements_are_found(text):
     assert check_output(normalise(text)) == "advertisement"
 
 
+def test_a_good_answer_may_say_near_its_end_what_it_leaves_open():
+    """From real answers: 225 characters on how to find out, then 我无法回答 of the one thing that nobody could know."""
+    said = "我无法回答这个问题"
+    assert check_output("答" * 91 + said) == "refusal"  # the phrase itself, 我无法回答, ends at 96
+    assert check_output("答" * 95 + said) == "refusal"
+    assert check_output("答" * 96 + said) is None
+
+
+def test_what_an_answer_is_dropped_for():
+    assert find_in_output(normalise("很抱歉，我无法回答。")) == ("refusal", "抱歉,我无法")
+    assert find_in_output("好。欢迎关注我们的公众号哦") == ("advertisement", "关注我们的公众号")
+    assert find_in_output("转载自某网", drop_patterns=(re.compile("无"), re.compile("转载."))) == (
+        "drop_pattern",
+        "转载自",
+    )
+    assert find_in_output("好的。") is None
+
+
 def test_links_and_own_patterns():
     links = "见 https://a.cn 和 www.b.cn 和 http://c.cn "
     assert check_output(links, max_urls=3) is None
     assert check_output(links, max_urls=2) == "too_many_urls"
     assert check_output("转载自某网", drop_patterns=(re.compile("转载自"),)) == "drop_pattern"
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("手机13812345678联系", "pii_phone"),  # \b would see one word here
-        ("电话：１３８１２３４５６７８", "pii_phone"),
-        ("打+86 138-1234-5678吧", "pii_phone"),
-        ("打 0086-13812345678", "pii_phone"),
-        ("邮件发到zhang.san@hit.edu.cn即可", "pii_email"),
-        ("身份证11010519491231002X办理", "pii_id_card"),
-        ("身份证11010519491231002x。", "pii_id_card"),
-        ("卡号6222021234567890127付款", None),  # wrong check digit
-        ("卡号4111111111111111付款", "pii_bank_card"),
-        ("卡号4111 1111 1111 1111付款", "pii_bank_card"),
-        ("身份证110105194912310021办理", None),  # wrong check digit
-        ("编号11010519491331002X", None),  # month 13
-        ("订单号138123456789", None),  # twelve digits are no phone number
-        ("圆周率3.14159265358979", None),
-        ("比值0.13812345678", None),
-        ("串号41111111111111111111", None),  # twenty digits
-        ("电话12812345678", None),
-        ("微博@张三，早", None),
-    ],
-)
-def test_personal_data(text, reason):
-    assert check_pii(normalise(text)) == reason
-
-
-def test_card_numbers_of_all_lengths_by_an_independent_luhn():
-    for length in (15, 16, 17, 18, 19, 20):
-        body = ("6" + "123456789" * 3)[: length - 1]
-        total = 0
-        for i, digit in enumerate(reversed(body)):
-            value = int(digit) * (2 if i % 2 == 0 else 1)
-            total += value // 10 + value % 10
-        card = body + str(-total % 10)
-        assert check_pii(f"卡{card}号") == ("pii_bank_card" if 16 <= length <= 19 else None)
-        wrong = body + str((1 - total) % 10)
-        assert check_pii(f"卡{wrong}号") is None
 
 
 GOOD = [("instruction", "令" * 20), ("input", "入" * 20), ("output", "答" * 80)]
@@ -177,4 +170,3 @@ def test_every_reason_has_a_chinese_name():
 def test_megabytes_do_not_stall_the_gates():
     huge = "a" * 1_300_000
     assert check_record([("instruction", "令" * 20), ("output", huge)], Gates(drop_pii=True)) == "output_too_long"
-    assert check_pii(huge + "@" + huge) is None

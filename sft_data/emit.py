@@ -1,0 +1,104 @@
+"""Pass two: read chosen records again from their places, and write them as HIT ChatML or as what was dropped and why.
+
+render(rows) -> list[bytes]          a line for each record
+body_of(rows) -> list[str]           their normalised bodies
+dropped(rows) -> list[bytes]         a line for each: where it was, the reason, the evidence, the record
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import orjson
+
+from .chatml import carried, render_chatml
+from .errors import UserError
+from .evidence import evidence
+from .jsonl import dump_line, parse_record
+from .pii import redact_pii
+from .quality import label, normalise
+from .scan import REASONS, Rules, read_fields, redacted
+from .table import File, Table
+
+
+class Rows(NamedTuple):
+    """Places of records, in the order in which they are wanted; columns as in Table. meta: write where each came from."""
+
+    files: list[File]
+    file: np.ndarray
+    start: np.ndarray
+    size: np.ndarray
+    number: np.ndarray
+    code: np.ndarray
+    rules: Rules
+    meta: bool = False
+    twins: tuple[str, ...] = ()  # where the record is that a duplicate was dropped for, and how far off it is
+    distances: tuple[float, ...] = ()
+
+
+def rows_at(table: Table, rows: np.ndarray, rules: Rules, meta: bool = False) -> Rows:
+    columns = (column[rows] for column in (table.file, table.start, table.size, table.number, table.codes))
+    return Rows(table.files, *columns, rules, meta)
+
+
+def render(rows: Rows) -> list[bytes]:
+    lines = []
+    for file, raw, number in _read(rows):
+        obj = orjson.loads(raw)
+        _, messages = read_fields(obj, file.kind)
+        if rows.rules.redact:
+            messages = [{**message, "content": redact_pii(message["content"])} for message in messages]
+        record = {"text": render_chatml(messages), "source": file.source, **carried(obj)}
+        if rows.meta:
+            record["meta"] = {"file": file.path, "line": number}
+        lines.append(dump_line(record))
+    return lines
+
+
+def body_of(rows: Rows) -> list[str]:
+    bodies = []
+    for file, raw, _ in _read(rows):
+        fields, _ = read_fields(orjson.loads(raw), file.kind)
+        fields = redacted(fields) if rows.rules.redact else fields
+        bodies.append(" ".join(normalise(text) for _, text in fields))
+    return bodies
+
+
+def dropped(rows: Rows) -> list[bytes]:
+    lines = []
+    twins, distances = rows.twins or [None] * len(rows.file), rows.distances or [None] * len(rows.file)
+    for (file, raw, number), code, twin, distance in zip(
+        _read(rows), rows.code.tolist(), twins, distances, strict=True
+    ):
+        reason, where = REASONS[code], file.where(number)
+        line = {"source": file.source, "file": file.path, "line": number, "reason": reason, "label": label(reason)}
+        try:
+            obj = parse_record(raw, where, file.text.is_array)
+            fields, _ = read_fields(obj, file.kind)
+        except UserError as error:
+            line |= {"evidence": str(error), "record": raw.decode(errors="replace")}
+        except ValueError as error:
+            line |= {"evidence": str(error), "record": obj}
+        else:
+            fields = [(name, normalise(text)) for name, text in fields]
+            line |= {"evidence": twin or evidence(fields, reason, rows.rules.gates)}
+            line |= {"distance": distance} if twin else {}
+            line |= {"record": obj}
+        lines.append(dump_line(line))
+    return lines
+
+
+def _read(rows: Rows) -> Any:
+    """Yield (file, bytes, number) of each record."""
+    columns = (column.tolist() for column in (rows.file, rows.start, rows.size, rows.number))
+    for number_of_file, start, size, number in zip(*columns, strict=True):
+        file = rows.files[number_of_file]
+        handle = _open(file.text.path)
+        handle.seek(start)
+        yield file, handle.read(size), number
+
+
+@functools.lru_cache(64)
+def _open(path: Path) -> BinaryIO:
+    return open(path, "rb", buffering=0)

@@ -1,0 +1,106 @@
+"""Run a function over many jobs, on this machine's processes or on a Ray cluster, and give the results in their order.
+
+    run(function, jobs, workers, address=None) -> Iterator[(job, result)]
+
+The same functions run either way, so that the bytes written do not depend on where, or on how many processes.
+"""
+
+import collections
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from .errors import UserError
+
+
+def default_workers() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(
+    function: Callable[[Any], Any], jobs: Iterable[Any], workers: int, address: str | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """Yield each job with its result. A UserError while making jobs comes after the results of those before it: what was
+    read may be enough.
+    """
+    jobs = _Guarded(iter(jobs))
+    if address:
+        yield from _on_ray(function, jobs, address)
+    else:
+        ahead = list(itertools.islice(jobs, 2))  # one job is not worth a process
+        jobs_again = itertools.chain(ahead, jobs)
+        if workers == 1 or len(ahead) < 2:
+            for job in jobs_again:
+                yield job, function(job)
+        else:
+            yield from _on_processes(function, jobs_again, workers)
+    if jobs.error:
+        raise jobs.error
+
+
+class _Guarded:
+    """An iterator that ends where the one inside raises a UserError, and keeps it."""
+
+    def __init__(self, jobs: Iterator[Any]):
+        self.jobs, self.error = jobs, None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self.jobs)
+        except UserError as error:
+            self.error = error
+            raise StopIteration from None
+
+
+def _on_processes(function: Callable, jobs: Iterator[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+    # Forked processes have what was compiled here; elsewhere each loads it from the cache.
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _leave_ctrl_c_to_the_parent)
+    pending: collections.deque = collections.deque()
+    try:
+        for job in jobs:
+            pending.append((job, pool.submit(function, job)))
+            if len(pending) > 2 * workers:
+                first, future = pending.popleft()
+                yield first, future.result()
+        for first, future in pending:
+            yield first, future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "一个工作进程被系统杀掉了，多半是内存不够；请用更小的 --workers 重试，没有写坏任何文件。"
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _leave_ctrl_c_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _on_ray(function: Callable, jobs: Iterator[Any], address: str) -> Iterator[tuple[Any, Any]]:
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--engine ray 需要 Ray：请运行 pip install -r requirements-ray.txt。") from None
+
+    if not ray.is_initialized():
+        ray.init(address=None if address == "local" else address, logging_level="ERROR")
+    remote = ray.remote(function)
+    window = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    pending: collections.deque = collections.deque()
+    for job in jobs:
+        pending.append((job, remote.remote(job)))
+        if len(pending) > window:
+            first, reference = pending.popleft()
+            yield first, ray.get(reference)
+    for first, reference in pending:
+        yield first, ray.get(reference)

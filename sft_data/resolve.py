@@ -1,0 +1,64 @@
+"""Between the passes: find duplicates over all records together, and what is too close to an evaluation record.
+
+drop_duplicates(table, near, exact, body_of) -> None       sets codes, twins and distances
+hold_out(table, size, bits, seed) -> {source: indices}     evaluation records; what is close to one leaves training
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from .dedup import find_twins, neighbours
+from .minhash import find_twins_minhash
+from .mixture import draw, held_out
+from .scan import DUPLICATE, NEAR_DUPLICATE, NEAR_EVAL, Near
+from .table import Table, exact_twins
+
+OLD = ("out", "eval")  # what an earlier run wrote: it stays as it is, and new records give way to it
+
+
+def drop_duplicates(
+    table: Table,
+    near: Near | None,
+    exact: bool,
+    body_of: Callable[[int], str],
+    progress: Callable[[list], Iterable] = list,
+) -> None:
+    """Keep the first of every group, in order of preference. near: by its marks, ``table.marks[0]``; not ``exact``: only
+    what an earlier run wrote already is left out.
+
+    body_of: the normalised body of a record, by its index among those that passed; asked for MinHash's candidates.
+    """
+    old = np.isin(table.file[table.passed], [i for i, file in enumerate(table.files) if file.source in OLD])
+    everything = np.arange(len(table.passed))
+    twin = exact_twins(table.prints)
+    if not exact:
+        twin[(twin >= 0) & ~old[twin]] = -1
+    table.drop_twins(everything, twin, np.zeros(len(twin), np.float32), DUPLICATE, old)
+    if near is None:
+        return
+    alive = table.alive()
+    marks = table.marks[0][alive]
+    if near.method == "simhash":
+        twins = find_twins(marks, int(near.threshold), progress)
+    else:
+        twins = find_twins_minhash(marks, lambda i: body_of(int(alive[i])), near.threshold, near.features, progress)
+    table.drop_twins(alive, twins.twin, twins.distance, NEAR_DUPLICATE, old)
+
+
+def hold_out(table: Table, names: list[str], size: float, bits: int, seed: int) -> dict[str, np.ndarray]:
+    """Choose evaluation records of each source, {name: indices among those that passed}, and drop from training whatever
+    is within ``bits`` of one, by the last of the marks: SimHash over bigrams.
+    """
+    alive = {name: table.alive(name) for name in names}
+    counts = held_out({name: len(indices) for name, indices in alive.items()}, size)
+    chosen = {
+        name: indices[draw(table.prints[indices], counts[name], seed, f"eval {name}")]
+        for name, indices in alive.items()
+    }
+    evaluated = np.concatenate([*chosen.values(), table.alive("eval")]).astype(np.int64)
+    rest = np.setdiff1d(np.concatenate(list(alive.values())), evaluated)
+    if len(evaluated):
+        close = neighbours(table.marks[-1][rest], table.marks[-1][evaluated], bits)
+        table.drop(rest[close], NEAR_EVAL)
+    return chosen

@@ -1,0 +1,142 @@
+"""Pass one: read a block of records, judge each, and hold of those that pass only what finds duplicates and fills quotas.
+
+    scan(job) -> Found                     a block; runs in any process of any machine that sees the file
+    read_fields(obj, kind) -> (fields, messages)      one record by the plain functions, tidied
+    redacted(fields) -> fields                        with personal data replaced
+
+A record is known by its place from here on; pass two (emit.py) reads it again from there.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from .chatml import BEGIN, END, Fields, conversation_record, firefly_record, hit_record
+from .dedup import fingerprint
+from .features import marks
+from .formats import format_of, read_messages
+from .quality import Gates, tidy
+from .screen import screen
+
+_GATES = ("empty", "too_short", "too_long", "low_chinese", "refusal", "advertisement", "drop_pattern", "too_many_urls")
+REASONS = (
+    *("", "bad_record", "format_marker"),
+    *(f"{name}_{why}" for name in ("instruction", "input", "output") for why in _GATES),
+    *("pii_phone", "pii_email", "pii_id_card", "pii_bank_card"),
+    *("duplicate", "near_duplicate", "near_eval", "in_out"),
+)
+CODE = {reason: code for code, reason in enumerate(REASONS)} | {None: 0}
+BAD, MARKER, DUPLICATE, NEAR_DUPLICATE, NEAR_EVAL, IN_OUT = (
+    CODE[name] for name in ("bad_record", "format_marker", "duplicate", "near_duplicate", "near_eval", "in_out")
+)
+
+
+class Near(NamedTuple):
+    """How near-duplicates are found: see dedup.py and minhash.py. threshold: bits, or for minhash the least Jaccard."""
+
+    method: str
+    features: str
+    threshold: float
+
+
+class Rules(NamedTuple):
+    """What is asked of every record. nears: one for each kind of marks that is needed."""
+
+    gates: Gates | None
+    nears: tuple[Near, ...]
+    redact: bool
+
+
+class Job(NamedTuple):
+    """A block of a file: ``size`` bytes from ``base``, in which the records lie at starts..ends, (records,) int64."""
+
+    path: Path
+    kind: str
+    rules: Rules
+    base: int
+    size: int
+    starts: np.ndarray
+    ends: np.ndarray
+
+
+class Found(NamedTuple):
+    """Of a block.
+
+    codes: (records,) uint8, index into REASONS, 0 = keep
+    lengths: (records, 3) uint16, characters of instruction, input and output, 0 where it can't be read
+    prints: (kept, 2) uint64, fingerprints of those to keep, in order; marks: their marks for each of ``nears``
+    """
+
+    codes: np.ndarray
+    lengths: np.ndarray
+    prints: np.ndarray
+    marks: tuple[np.ndarray, ...]
+
+
+def scan(job: Job) -> Found:
+    rules = job.rules
+    with open(job.path, "rb", buffering=0) as file:
+        file.seek(job.base)
+        data = file.read(job.size)
+    codes = np.zeros(len(job.starts), np.uint8)
+    batch, rows = [], []
+    read = _fast_firefly if job.kind == "firefly" else _fields_only
+    for row, (start, end) in enumerate(zip(job.starts.tolist(), job.ends.tolist(), strict=True)):
+        try:
+            fields = read(orjson.loads(data[start:end]), job.kind)
+        except (ValueError, AttributeError):  # a JSONDecodeError is a ValueError; [] has no keys to get
+            codes[row] = BAD
+            continue
+        batch.append(redacted(fields) if rules.redact else fields)
+        rows.append(row)
+    reasons, bodies, lengths = screen(batch, rules.gates)
+    judged = np.fromiter(map(CODE.__getitem__, reasons), np.uint8, len(reasons))
+    if job.kind != "hit":
+        for i in np.flatnonzero(judged == 0).tolist():
+            if any("<" in text and _marked(tidy(text)) for _, text in batch[i]):
+                judged[i] = MARKER
+    codes[rows] = judged
+    sizes = np.zeros((len(codes), 3), np.uint16)
+    sizes[rows] = np.minimum(lengths, 65535)
+    bodies = [bodies[i] for i in np.flatnonzero(judged == 0).tolist()]
+    prints = np.frombuffer(b"".join(map(fingerprint, bodies)), np.uint64).reshape(-1, 2)
+    ends = np.cumsum(np.fromiter(map(len, bodies), np.int64, len(bodies)))
+    spans, memory = np.stack([ends - np.diff(ends, prepend=0), ends], axis=1), np.frombuffer(b"".join(bodies), np.uint8)
+    return Found(codes, sizes, prints, tuple(marks(memory, spans, near.method, near.features) for near in rules.nears))
+
+
+def read_fields(obj: dict[str, Any], kind: str) -> tuple[Fields, list[dict[str, str]]]:
+    """Read a record of a source ("any": of whatever form). ValueError says in Chinese what is wrong with it."""
+    if kind == "hit":
+        return hit_record(obj)
+    if obj.get("history") or obj.get("system") or (kind == "any" and format_of(obj) != "alpaca"):
+        return conversation_record(read_messages(obj))
+    return firefly_record(obj)
+
+
+def _fields_only(obj: dict[str, Any], kind: str) -> Fields:
+    return read_fields(obj, kind)[0]
+
+
+def _fast_firefly(obj: dict[str, Any], kind: str) -> Fields:
+    """The fields of firefly_record, untidied where they need not be: screen() does not mind."""
+    instruction, inp, output = obj.get("instruction"), obj.get("input") or "", obj.get("output")
+    texts = type(instruction) is str and type(inp) is str and type(output) is str
+    if texts and not obj.get("history") and not obj.get("system"):
+        inp = inp and tidy(inp)
+        if inp:
+            return [("instruction", instruction), ("input", inp), ("output", output)]
+        return [("instruction", instruction), ("output", output)]
+    return read_fields(obj, kind)[0]
+
+
+def redacted(fields: Fields) -> Fields:
+    from .pii import redact_pii
+
+    return [(name, redact_pii(text)) for name, text in fields]
+
+
+def _marked(text: str) -> bool:
+    return BEGIN in text or END in text
