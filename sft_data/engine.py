@@ -10,9 +10,11 @@ import itertools
 import multiprocessing
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 from .errors import UserError
@@ -87,20 +89,51 @@ def _leave_ctrl_c_to_the_parent() -> None:
 
 
 def _on_ray(function: Callable, jobs: Iterator[Any], address: str) -> Iterator[tuple[Any, Any]]:
+    ray = _connect(address)
+    remote = ray.remote(function)
+    window = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    pending: collections.deque = collections.deque()
+
+    def finished() -> tuple[Any, Any]:
+        job, reference = pending.popleft()
+        try:
+            return job, ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, FileNotFoundError):
+                raise UserError(
+                    f"{error.cause.filename}：Ray 的工作机看不到这个文件；请把输入和 --out 放在各台机器都挂载的共享目录里。"
+                ) from None
+            raise
+
+    for job in jobs:
+        pending.append((job, remote.remote(job)))
+        if len(pending) > window:
+            yield finished()
+    while pending:
+        yield finished()
+
+
+def _connect(address: str) -> Any:
+    """Join a Ray cluster once; its workers get the code that runs here."""
     try:
         import ray
     except ImportError:
         raise UserError("--engine ray 需要 Ray：请运行 pip install -r requirements-ray.txt。") from None
-
     if not ray.is_initialized():
-        ray.init(address=None if address == "local" else address, logging_level="ERROR")
-    remote = ray.remote(function)
-    window = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    pending: collections.deque = collections.deque()
-    for job in jobs:
-        pending.append((job, remote.remote(job)))
-        if len(pending) > window:
-            first, reference = pending.popleft()
-            yield first, ray.get(reference)
-    for first, reference in pending:
-        yield first, ray.get(reference)
+        code = {"py_modules": [str(Path(__file__).resolve().parent)]}
+        try:
+            _knock(address)
+            ray.init(address=address, runtime_env=code, logging_level="ERROR", log_to_driver=False)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"--address {address}：连不上 Ray 集群（{str(error).splitlines()[0]}）；请先在主机上运行 ray start --head，"
+                "或用 --address local 在本机起一个。"
+            ) from None
+    return ray
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens; Ray itself would go on asking for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
