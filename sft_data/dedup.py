@@ -20,9 +20,11 @@ import numpy as np
 
 from .hamming import close_values, near_any
 
-RECOMMENDED = ("minhash", "bigram", 0.85)  # what --near-dup alone does; measured: docs/RESULTS.md
+# --near-dup alone; benchmarks/bench_near_dup.py measures the choices, docs/RESULTS.md has the table. SimHash at 6 bits finds
+# 94 to 95 % of edits of 1-3 characters, at 7 bits 97 % but with false drops on real data; MinHash finds all without any.
+RECOMMENDED_METHOD, RECOMMENDED_FEATURES = "minhash", "bigram"
+RECOMMENDED_BITS = 6  # of --near-dup-method simhash
 MAX_THRESHOLD = 12
-RECOMMENDED_BITS = 6  # of --near-dup
 _CHUNK = 1 << 14  # bigrams at a time: the bits of one chunk take 1 MB however long the text is
 
 

@@ -2,7 +2,7 @@
 
     marks(bodies, spans, method, features) -> (n,) uint64 of SimHash, or (n, BANDS) uint32 of MinHash
     feature_set(body, features) -> sorted distinct uint64       for the true Jaccard similarity
-    jaccard(a, b) -> float                                      of two such sets
+    jaccard(a, b, minimum) -> float                             of two such sets
 
 Features of a body, each of them a 64-bit hash (that of a bigram is one to one):
 
@@ -51,10 +51,16 @@ def feature_set(body: str, features: str) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def jaccard(a, b):
-    """|a & b| / |a | b| of two sorted sets; two empty ones are alike, as they are to SimHash."""
+def jaccard(a, b, minimum=0.0):
+    """|a & b| / |a | b| of two sorted sets, or 0 as soon as it cannot reach ``minimum``.
+
+    Two empty ones are alike, as they are to SimHash.
+    """
     i, j, both = 0, 0, 0
+    need = minimum / (1 + minimum) * (len(a) + len(b)) - 1e-6  # of common features
     while i < len(a) and j < len(b):
+        if both + min(len(a) - i, len(b) - j) < need:
+            return 0.0
         both += a[i] == b[j]
         i, j = i + (a[i] <= b[j]), j + (b[j] <= a[i])
     either = len(a) + len(b) - both

@@ -86,10 +86,12 @@ class Findings:
 
     def add(self, look: Look, place: Place) -> None:
         severity = KINDS[look.kind][0]
+        look = look._replace(field=_plain(look.field, 40), what=_plain(look.what, 160))
         self.counts[look.kind] += 1
         shown = self.first.setdefault(look.kind, [])
         if len(shown) < _OF_ONE_KIND:
             shown.append((place, look))
+        place = place._replace(path=place.path.encode(errors="replace").decode())  # a name in another encoding
         where = {"where": str(place), "file": place.path, "line": place.number, "source": place.source}
         self.file.write(dump_line({"severity": severity, **look._asdict(), **where}))
 
@@ -153,7 +155,8 @@ class Twins:
         order = np.argsort(keys, kind="stable")
         same = np.concatenate([[False], np.diff(keys[order]) == 0]) if len(keys) else np.empty(0, bool)
         firsts = np.maximum.accumulate(np.where(same, 0, np.arange(len(keys))))
-        for at in np.flatnonzero(same).tolist():
+        places = np.flatnonzero(same)
+        for at in places[np.argsort(order[places])].tolist():
             first = self.place(int(order[firsts[at]]))
             yield Look("duplicate", "", f"与 {first} 完全相同", "prep 会自动只留一条"), self.place(int(order[at]))
 
@@ -162,5 +165,10 @@ def shorten(text: str, at: int = 0, length: int = 30) -> str:
     """Some text from ``at`` on (a little before it), as one line that a terminal shows safely."""
     start = max(0, at - 8)
     piece = " ".join(text[start : start + length].split())
-    piece = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in piece)
-    return f"「{'…' * (start > 0)}{piece}{'…' * (start + length < len(text))}」"
+    return f"「{'…' * (start > 0)}{_plain(piece, 240)}{'…' * (start + length < len(text))}」"
+
+
+def _plain(text: str, length: int) -> str:
+    """What a terminal shows safely and JSON can hold."""
+    text = text if len(text) <= length else text[:length] + "…"
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)

@@ -69,6 +69,7 @@ _FILE_KINDS = (
     ("压缩文件", "cut_archive"),
     ("被截断", "cut_array"),
     ("已经结束", "text_after_array"),
+    ("parquet 文件", "broken_parquet"),
 )
 
 

@@ -50,7 +50,7 @@ ADVERTISEMENTS = (
     r"(?:限时|立即|马上)(?:抢购|下单|优惠)|全场(?:包邮|[一二三四五六七八九0-9]折)|包邮(?:到家|哦|啦)",
 )
 
-_URL = re.compile(r"https?://|www\.", re.IGNORECASE)
+URL = re.compile(r"https?://|www\.", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def find_in_output(text: str, max_urls: int = 5, drop_patterns: tuple[re.Pattern
     for pattern in drop_patterns:
         if match := pattern.search(text):
             return "drop_pattern", match[0]
-    urls = _URL.findall(text)
+    urls = URL.findall(text)
     return ("too_many_urls", " ".join(urls)) if len(urls) > max_urls else None
 
 
@@ -164,4 +164,6 @@ _REASONS = {
     "bad_record": "无法读取",
     "duplicate": "完全重复",
     "near_duplicate": "近似重复",
+    "near_eval": "与评测记录近似",
+    "in_out": "输出中已有",
 }

@@ -61,4 +61,7 @@ def hold_out(table: Table, names: list[str], size: float, bits: int, seed: int) 
     if len(evaluated):
         close = neighbours(table.marks[-1][rest], table.marks[-1][evaluated], bits)
         table.drop(rest[close], NEAR_EVAL)
+        for i in rest[close].tolist():
+            far = np.bitwise_count(table.marks[-1][evaluated] ^ table.marks[-1][i])
+            table.twin[i], table.distance[i] = evaluated[far.argmin()], far.min()
     return chosen

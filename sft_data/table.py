@@ -98,6 +98,14 @@ class Table:
         self.drop(dropped, code)
         self.drop(dropped[old[kept]], IN_OUT)
 
+    def twins(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The row that each was dropped for, or -1, and how far off that is."""
+        if not len(self.passed):
+            return np.full(len(rows), -1), np.zeros(len(rows), np.float32)
+        index = np.minimum(np.searchsorted(self.passed, rows), len(self.passed) - 1)
+        twin = np.where(self.passed[index] == rows, self.twin[index], -1)
+        return np.where(twin >= 0, self.passed[twin], -1), self.distance[index]
+
     def counts(self, source: str) -> dict[str, Any]:
         """The source's part of the report; every record read is accounted for."""
         tally = np.bincount(self.codes[self.rows_of(source)], minlength=len(REASONS)).tolist()

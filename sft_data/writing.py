@@ -98,19 +98,10 @@ def _chunks(table: Table, rows: np.ndarray, rules: Rules, meta: bool = False) ->
 def _with_twins(table: Table, rows: np.ndarray, rules: Rules, both: bool = False) -> Iterator[Any]:
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
-        twin, distance = _twins(table, part)
+        twin, distance = table.twins(part)
         where = tuple(table.where(row) if row >= 0 else "" for row in twin.tolist())
         dropped_rows = rows_at(table, part, rules)._replace(twins=where, distances=tuple(distance.tolist()))
         yield (dropped_rows, rows_at(table, twin, rules)) if both else dropped_rows
-
-
-def _twins(table: Table, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The row that each was dropped for, or -1, and how far off it is."""
-    index = np.minimum(np.searchsorted(table.passed, rows), max(0, len(table.passed) - 1))
-    if not len(table.passed):
-        return np.full(len(rows), -1), np.zeros(len(rows))
-    twin = np.where(table.passed[index] == rows, table.twin[index], -1)
-    return np.where(twin >= 0, table.passed[twin], -1), table.distance[index]
 
 
 def _pairs(both: tuple[Rows, Rows]) -> list[bytes]:

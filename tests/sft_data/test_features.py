@@ -115,6 +115,9 @@ def test_jaccard_of_feature_sets_is_that_of_python_sets(features):
         for b, set_b in zip(bodies, sets, strict=True):
             expected = len(set_a & set_b) / len(set_a | set_b) if set_a | set_b else 1
             assert jaccard(feature_set(a, features), feature_set(b, features)) == expected
+            for minimum in (0.3, expected):
+                found = jaccard(feature_set(a, features), feature_set(b, features), minimum)
+                assert found == expected or found == 0 and expected < minimum
 
 
 def test_word_characters_are_those_of_the_regular_expression():
