@@ -118,7 +118,7 @@ fi
 
 MIX=$RUN/mix.jsonl
 PREP_ARGS=(--firefly-json "$GENERAL" --hit-jsonl "$HIT" --out "$MIX" --min-chinese-ratio 0.65 --near-dup-threshold 3
-    --drop-pii --hit-ratio "${HIT_RATIO:-0.4}" --eval-size 0.05 --seed 42 --stream-json)
+    --drop-pii --hit-ratio "${HIT_RATIO:-0.4}" --eval-size 0.05 --seed 42 --overwrite)
 if [ -n "${TOTAL:-}" ]; then PREP_ARGS+=(--total "$TOTAL"); fi
 if stage prepare "$HIT,$GENERAL" "$MIX" "${PREP_ARGS[@]}"; then
     run "$PY" prep_sft_firefly_hit.py "${PREP_ARGS[@]}"
@@ -128,9 +128,9 @@ fi
 GENERAL_CONVERSATION=$RUN/general_conversation.jsonl
 S1=$RUN/stage1_conversation.jsonl S2=$RUN/stage2_conversation.jsonl EVAL=$RUN/eval_conversation.jsonl
 if stage convert "$MIX" "$S1" convert; then
-    run "$PY" chatml2conversation.py --in "$MIX" --out "$S1"
-    run "$PY" chatml2conversation.py --in "$MIX" --out "$S2" --only-source hit
-    run "$PY" chatml2conversation.py --in "$RUN/mix_eval.jsonl" --out "$EVAL"
+    run "$PY" chatml2conversation.py --in "$MIX" --out "$S1" --overwrite
+    run "$PY" chatml2conversation.py --in "$MIX" --out "$S2" --only-source hit --overwrite
+    run "$PY" chatml2conversation.py --in "$RUN/mix_eval.jsonl" --out "$EVAL" --overwrite
     finish
 fi
 
@@ -145,7 +145,7 @@ else
     TINY_ARGS=(--corpus "$GENERAL_CONVERSATION" --vocab-corpus "$S1" --pretrain-steps 150)
     if stage model "$GENERAL_CONVERSATION" "$BASE" "${TINY_ARGS[@]}"; then
         aside "$BASE"
-        run "$PY" chatml2conversation.py --in "$MIX" --out "$GENERAL_CONVERSATION" --only-source firefly
+        run "$PY" chatml2conversation.py --in "$MIX" --out "$GENERAL_CONVERSATION" --only-source firefly --overwrite
         run "$PY" scripts/make_tiny_model.py --out "$BASE" "${TINY_ARGS[@]}"
         finish
     fi
