@@ -88,7 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
     look.add_argument("--dropped-out", metavar="FILE", help="每条丢弃的记录：原因、证据（词句、数值、与谁重复）、原文")
     look.add_argument("--dups-out", metavar="FILE", help="每对重复：两条的文字与距离")
     look.add_argument("--report", metavar="FILE.html", help="一页自带图表的报告")
-    look.add_argument("--tokenizer", metavar="DIR", help="报告里按这个模型的分词器统计 token 数")
+    look.add_argument(
+        "--tokenizer", metavar="DIR", help="报告里按这个分词器统计 token 数：模型目录、tokenizer.json 或模型名"
+    )
 
     how = parser.add_argument_group("运行")
     how.add_argument("--workers", type=int, metavar="N", help="进程数（默认：全部核）")
@@ -185,11 +187,11 @@ def near_of(args: argparse.Namespace) -> Any:
 
 def inputs_of(args: argparse.Namespace) -> list[Any]:
     """The sources in order of preference; what an earlier run wrote, with --append, before all."""
-    from sft_data.jsonl import file_exists as exists
+    from sft_data.jsonl import file_exists
     from sft_data.sources import Input, expand, parse_source
 
     old = [("out", args.out), ("eval", beside(args.out, "_eval"))] if args.append else []
-    inputs = [Input(name, "hit", [path], judged=False) for name, path in old if exists(path)]
+    inputs = [Input(name, "hit", [path], judged=False) for name, path in old if file_exists(path)]
     inputs.append(Input("hit", "hit", [file for path in args.hit_jsonl for file in expand(path)]))
     inputs.append(
         Input("firefly", "firefly", expand(args.firefly_json) if args.firefly_json else [], 1.0, args.max_firefly)
@@ -231,9 +233,18 @@ def main(argv: list[str] | None = None) -> int:
         )
     from sft_data.engine import default_workers
     from sft_data.files import refuse_existing
+    from sft_data.jsonl import file_exists
 
     paths = outputs_of(args)
-    refuse_existing(list(paths.values())[args.append * 2 :], args.overwrite, has_append=True)
+    if args.append:
+        for path in [path for name, path in paths.items() if name not in ("out", "info") and file_exists(path)]:
+            raise UserError(f"{path}：文件已经存在；--append 只往 {args.out} 里加，请给这个文件换一个路径。")
+    else:
+        refuse_existing(paths.values(), args.overwrite, has_append=True)
+    if args.tokenizer:
+        from sft_data.report_tokens import check_tokenizer
+
+        check_tokenizer(args.tokenizer)
     args.workers = args.workers or default_workers()
     scratch = Path(f"{args.out}.scratch" if "://" not in args.out else "prep.scratch")
     try:

@@ -20,8 +20,8 @@ import numpy as np
 
 from .hamming import close_values, near_any
 
-# --near-dup alone; benchmarks/bench_near_dup.py measures the choices, docs/RESULTS.md has the table. SimHash at 6 bits finds
-# 94 to 95 % of edits of 1-3 characters, at 7 bits 97 % but with false drops on real data; MinHash finds all without any.
+# --near-dup alone; benchmarks/bench_near_dup.py measures the choices. Of edits of 1-3 characters SimHash finds 94-97 % at 6
+# bits, and 97-99 % at 7, but there it drops other texts too (6 in 10,000 real ones); MinHash finds all and drops none.
 RECOMMENDED_METHOD, RECOMMENDED_FEATURES = "minhash", "bigram"
 RECOMMENDED_BITS = 6  # of --near-dup-method simhash
 MAX_THRESHOLD = 12
@@ -120,7 +120,7 @@ def close_pairs(
 
 
 def neighbours(signatures: np.ndarray, others: np.ndarray, threshold: int) -> np.ndarray:
-    """(n,) bool: True where a signature is within ``threshold`` bits of one of ``others``, of which there may be 100,000."""
+    """(n,) bool: True where a signature is within ``threshold`` bits of one of ``others``, some 100,000 at most."""
     return near_any(np.asarray(signatures, np.uint64), np.asarray(others, np.uint64), threshold)
 
 

@@ -184,7 +184,7 @@ class _File:
         tape = _Tape(pieces)
         try:
             self._records(self._raws(tape, is_array), is_array)
-        except UserError as error:
+        except (UserError, RecursionError) as error:  # the second: brackets by the thousand
             look = file_look(error, self.path, "broken_array")
             if not (is_inside and look.kind == "text_after_array"):
                 self.tell(look)
@@ -229,17 +229,19 @@ class _File:
                 self.tell(Look("broken_parquet", "", f"parquet 损坏（{error}）", "请重新下载或重新生成"))
 
     def _records(self, raws: Raws, is_array: bool) -> None:
-        """Check each record; the last one, after which the file ends or breaks, may have been cut."""
+        """Check each record; the last one, when the file ends with it, may have been cut."""
         self.twins.begin(self.place._replace(is_array=is_array))
         held: tuple[int, bytes] | None = None
+        is_end = False
         try:
             for item in raws:
                 if held:
                     self._record(*held, is_array, False)
                 held = item
+            is_end = True
         finally:
             if held:
-                self._record(*held, is_array, True)
+                self._record(*held, is_array, is_end)
 
     def _record(self, number: int, raw: bytes, is_array: bool, is_last: bool) -> None:
         place = self.place._replace(number=number, is_array=is_array)

@@ -10,9 +10,11 @@ Memory does not grow with the number of findings: they go to the file, and the f
 
 import sys
 from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from hashlib import blake2b
+from operator import itemgetter
 from typing import BinaryIO, NamedTuple, TextIO
 
 import numpy as np
@@ -146,8 +148,7 @@ class Twins:
         self.numbers.append(min(number, 0xFFFFFFFF))
 
     def place(self, row: int) -> Place:
-        befores = [before for before, _ in self.files]
-        place = self.files[int(np.searchsorted(befores, row, "right")) - 1][1]
+        place = self.files[bisect_right(self.files, row, key=itemgetter(0)) - 1][1]
         return place._replace(number=self.numbers[row])
 
     def findings(self) -> Iterator[tuple[Look, Place]]:

@@ -45,7 +45,7 @@ def read(raw: bytes, kind: str, is_array: bool, is_last: bool) -> Record | Look:
     try:
         obj = parse_record(raw, "", is_array)
     except (UserError, ValueError, RecursionError):
-        return _broken(raw, is_last)
+        return _broken(raw, is_array, is_last)
     try:
         fields, messages = read_fields(obj, kind)
     except (ValueError, AttributeError) as error:
@@ -56,6 +56,8 @@ def read(raw: bytes, kind: str, is_array: bool, is_last: bool) -> Record | Look:
 
 def file_look(error: Exception, path: str, default: str) -> Look:
     """Name an error about a whole file. Messages of this project read "PATH：what；mend。"."""
+    if isinstance(error, RecursionError):
+        return Look(default, "", "括号嵌套太深", "这不是问答记录，请检查这个文件")
     text = str(error).replace(f"{path} ", "").replace(f"{path}：", "").rstrip("。")
     what, _, mend = text.rpartition("；")
     kind = next((kind for words, kind in _FILE_KINDS if words in text), default)
@@ -73,7 +75,7 @@ _FILE_KINDS = (
 )
 
 
-def _broken(raw: bytes, is_last: bool) -> Look:
+def _broken(raw: bytes, is_array: bool, is_last: bool) -> Look:
     """Why ``raw`` is no JSON object: the first of the usual mistakes that fits, else where its syntax breaks."""
     try:
         text = raw.decode().strip()
@@ -86,7 +88,7 @@ def _broken(raw: bytes, is_last: bool) -> Look:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as wrong:
-        return _syntax(text, wrong, is_last)
+        return _syntax(text, wrong, is_array, is_last)
     except RecursionError:
         return Look("too_deep", "", "括号嵌套太深", "这不是一条问答记录，请删去")
     except ValueError:  # an integer of thousands of digits
@@ -115,7 +117,7 @@ def _not_text(raw: bytes, error: UnicodeDecodeError, is_last: bool) -> Look:
     return Look("gbk_line", "", f"这一条是 GBK 编码而不是 UTF-8，按 GBK 读是{shorten(text, at)}", mend)
 
 
-def _syntax(text: str, error: json.JSONDecodeError, is_last: bool) -> Look:
+def _syntax(text: str, error: json.JSONDecodeError, is_array: bool, is_last: bool) -> Look:
     at, shown = error.pos, shorten(text, error.pos)
     here = text[at:]
     before = text[:at].rstrip()
@@ -131,7 +133,8 @@ def _syntax(text: str, error: json.JSONDecodeError, is_last: bool) -> Look:
             f"一条里有几个对象连在一起：第 {at + 1} 个字符处是 }}{{",
             "请在 } 与 { 之间换行；可用 jq -c . 文件",
         )
-    if error.msg.startswith("Unterminated string") or error.msg.startswith("Invalid control character"):
+    breaks_off = error.msg.startswith("Unterminated string") and not is_array  # the string goes on in the next line
+    if breaks_off or error.msg.startswith("Invalid control character"):
         return Look("newline_in_string", "", f"字符串里有真的换行或制表符：{shown}",
                     "在字符串里它们须写成 \\n、\\t；请用 json.dumps 一类程序写 JSON，不要自己拼接")  # fmt: skip
     if text.startswith(("{'", "[{'")) or here.startswith("'"):

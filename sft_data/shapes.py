@@ -17,6 +17,8 @@ from itertools import islice
 from .findings import Look
 
 _LONGEST = 16 << 20  # characters of an object in broken text
+_STEP = 1 << 14  # bytes of it looked at together: what json says of an error costs as much as all text before it
+_DEEP = 4096  # characters to pass over where brackets are nested by the thousand
 _RECORD_KEYS = "instruction|input|output|target|kind|text|messages|conversations?|conversation_id|id|system|category"
 
 
@@ -132,6 +134,7 @@ def objects(pieces: Iterator[bytes], key: str) -> Iterator[tuple[int, bytes]]:
     """Yield what may be records, one behind the other, and whatever is between: nothing but ``, [ ] }`` is left out."""
     start = re.compile(r"\{\s*" + (f'"{key}"' if key else "[\"']"))
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+    steps = (piece[i : i + _STEP] for piece in pieces for i in range(0, len(piece), _STEP))
     text, at, line, ended = "", 0, 0, False
     while True:
         begin = _BETWEEN.match(text, at).end()
@@ -140,7 +143,7 @@ def objects(pieces: Iterator[bytes], key: str) -> Iterator[tuple[int, bytes]]:
         if end is None and ended:
             return
         if end is None:
-            more = b"".join(islice(pieces, 16))
+            more = b"".join(islice(steps, 1 + (len(text) - at) // _STEP))  # twice as much as there is
             text, at, ended = text[at:] + decode(more, not more), 0, not more
         else:
             yield line, text[at:end].rstrip(" \t\r\n,]").encode(errors="surrogateescape")
@@ -149,15 +152,17 @@ def objects(pieces: Iterator[bytes], key: str) -> Iterator[tuple[int, bytes]]:
 
 def _end_of(text: str, at: int, start: re.Pattern, ended: bool) -> int | None:
     """Where the value at ``at`` ends or, if it is broken, where the next object begins; None: more text is needed."""
-    is_full = ended or len(text) - at >= _LONGEST
+    is_full, next_from = ended or len(text) - at >= _LONGEST, at + 1
     try:
         return _DECODER.raw_decode(text, at)[1]
     except json.JSONDecodeError as error:
         reaches_end = error.msg.startswith("Unterminated string") or error.pos > len(text) - 16
-    except (ValueError, RecursionError):
+    except RecursionError:
+        reaches_end, next_from = False, at + _DEEP
+    except ValueError:  # an integer of thousands of digits
         reaches_end = False
     if reaches_end and not is_full:
         return None
-    if found := start.search(text, at + 1):
+    if found := start.search(text, next_from):
         return found.start()
     return len(text) if is_full else None

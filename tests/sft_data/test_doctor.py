@@ -7,15 +7,12 @@ import random
 import re
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from sft_data.chatml import BEGIN, END
 from sft_data.doctor import check
 from sft_data.errors import UserError
 from sft_data.findings import KINDS
-from sft_data.jsonl import dump_line, read_records, zstd_library
-from sft_data.scan import read_fields
+from sft_data.jsonl import dump_line, zstd_library
 from sft_data.sources import Input
 
 QUESTION, ANSWER = "请介绍一下哈尔滨工业大学的校训。", "规格严格，功夫到家，是学校代代相传的校训。"
@@ -125,10 +122,15 @@ def test_each_kind_is_named_with_its_place_and_its_mending(tmp_path, kind):
     assert found[0]["mend"]
 
 
-def test_no_kind_is_without_an_example(tmp_path):
-    diagnose(tmp_path, None, name="")  # the folder itself: a directory
-    assert "directory" in (tmp_path / "check.jsonl").read_text()
-    # The last two: a file without the right to read it (root reads all), and what no example is known of.
+def test_a_folder_and_an_unknown_address_are_named(tmp_path):
+    assert kinds(diagnose(tmp_path, None, name="")) == {"directory"}
+    out = tmp_path / "check.jsonl"
+    check([Input("a", "any", ["nosuch://bucket/a.jsonl"])], str(out), False)
+    assert json.loads(out.read_bytes())["kind"] == "unreadable"
+
+
+def test_no_kind_is_without_an_example():
+    # bad_record stands for what read_fields may come to say one day and _REASONS does not know.
     assert set(KINDS) == {*EXAMPLES, "directory", "unreadable", "bad_record"}
 
 
@@ -239,94 +241,3 @@ def test_a_duplicate_is_found_across_files_and_sources(tmp_path):
     twin = next(f for f in found if f["kind"] == "duplicate")
     assert (twin["where"], twin["source"]) == (f"{tmp_path / 'b'}:2", "b")
     assert f"{tmp_path / 'a'}:3" in twin["what"]
-
-
-# What prep would do, and what the doctor says, about any bytes.
-
-
-def prep_reads(path, kind: str) -> bool:
-    """Whether the functions of prep read the whole file. An error that is no UserError is one all the same."""
-    try:
-        for _, record in read_records(path):
-            read_fields(record, kind)
-    except (UserError, ValueError, AttributeError, RecursionError):
-        return False
-    return True
-
-
-RECORDS = [
-    GOOD,
-    firefly(2, output="<br>因此，"),
-    {"text": hit(("用户", "好"), ("智能助手", "好"))},
-    {"messages": [{"role": "user", "content": "好"}, {"role": "assistant", "content": "x"}]},
-    {"instruction": [1], "output": None, "history": {}},
-]
-WHOLE = st.lists(st.sampled_from(RECORDS), min_size=1, max_size=5)
-SHAPES = {
-    "jsonl": lambda records: lines(*records),
-    "array": lambda records: json.dumps(records, ensure_ascii=False).encode(),
-    "pretty": lambda records: json.dumps(records, ensure_ascii=False, indent=1).encode(),
-    "root": lambda records: json.dumps({"data": records}).encode(),
-    "gbk": lambda records: lines(*records).decode().encode("gb18030"),
-    "gzip": lambda records: gzip.compress(lines(*records), mtime=0),
-    "multiline": lambda records: "\n".join(json.dumps(r, ensure_ascii=False, indent=1) for r in records).encode(),
-}
-INSERTS = (
-    b"\n",
-    b'"',
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b",",
-    b"\\",
-    b"\0",
-    b"\xff",
-    b"\xef\xbb\xbf",
-    b"\xe5",
-    b"[[" * 900,
-    b"NaN",
-)
-
-
-@st.composite
-def mutated(draw) -> bytes:
-    data = SHAPES[draw(st.sampled_from(sorted(SHAPES)))](draw(WHOLE))
-    for _ in range(draw(st.integers(0, 4))):
-        at, how = draw(st.integers(0, len(data))), draw(st.sampled_from(["flip", "cut", "insert", "drop"]))
-        if how == "flip":
-            data = data[:at] + bytes([draw(st.integers(0, 255))]) + data[at + 1 :]
-        elif how == "insert":
-            data = data[:at] + draw(st.sampled_from(INSERTS) | st.binary(max_size=8)) + data[at:]
-        else:
-            data = data[:at] if how == "cut" else data[:at] + data[at + draw(st.integers(1, 40)) :]
-    return data
-
-
-QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-
-
-@settings(max_examples=400, deadline=5000, suppress_health_check=QUIET, derandomize=True)
-@given(
-    content=mutated() | st.binary(max_size=300) | st.binary(max_size=60).map(lambda b: b"PAR1" + b),
-    kind=st.sampled_from(["hit", "firefly", "any"]),
-)
-def test_on_any_bytes_the_doctor_says_error_exactly_where_prep_would_stop(tmp_path, capsys, content, kind):
-    found = diagnose(tmp_path, content, kind)
-    errors = [f for f in found if f["severity"] == "error"]
-    assert bool(errors) != prep_reads(tmp_path / "in.json", kind), (found, content)
-    # Every record is fine or has a finding.
-    read, fine = map(int, re.search(r"、(\d+) 条记录，(\d+) 条没有问题", capsys.readouterr().err).groups())
-    assert read - fine == len({(f["line"]) for f in found if f["line"] and f["severity"] != "note"})
-
-
-@settings(max_examples=60, deadline=5000, suppress_health_check=QUIET, derandomize=True)
-@given(
-    spoiled=st.dictionaries(
-        st.integers(2, 11), st.sampled_from([b"{", b"x", b"\xff", b"[]", b"{}", b'{"a":']), max_size=8
-    )
-)
-def test_in_jsonl_every_bad_line_has_its_finding(tmp_path, spoiled):
-    content = [spoiled.get(i, dump_line(firefly(i)).strip()) + b"\n" for i in range(1, 12)]
-    found = diagnose(tmp_path, b"".join(content))
-    assert {f["line"] for f in found if f["severity"] == "error"} == set(spoiled)
