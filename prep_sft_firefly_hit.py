@@ -75,8 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
     dedup.add_argument(
         "--near-dup-threshold", type=int, metavar="BITS", help="SimHash 相差至多 BITS 位即近似重复，0~12"
     )
-    dedup.add_argument("--near-dup-method", choices=("simhash", "minhash"), help="近似去重的方法（默认 simhash）")
-    dedup.add_argument("--near-dup-jaccard", type=float, metavar="S", help="minhash：特征集合的相似度下限（默认 0.8）")
+    dedup.add_argument(
+        "--near-dup-method", choices=("simhash", "minhash"), help="方法（默认 minhash；给出 BITS 时是 simhash）"
+    )
+    dedup.add_argument("--near-dup-jaccard", type=float, metavar="S", help="minhash：特征集合的相似度下限（默认 0.85）")
     dedup.add_argument("--near-dup-features", choices=("bigram", "word", "legacy"),
                        help="比什么：相邻两字（默认）、jieba 的词、整个分句（旧版的做法）")  # fmt: skip
     dedup.add_argument("--no-dedup", action="store_true", help="完全不去重")
@@ -84,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     look = parser.add_argument_group("检查与报告")
     look.add_argument("--check", action="store_true", help="只检查全部输入，不写数据：哪一行、哪个字段、怎么改")
     look.add_argument("--check-out", metavar="FILE", help="全部问题写到这里（默认：OUT 同名的 _check.jsonl）")
-    look.add_argument("--strict", action="store_true", help="--check 发现问题时退出码为 2")
+    look.add_argument("--strict", action="store_true", help="--check 发现错误或警告时退出码为 2；提示不算")
     look.add_argument("--dropped-out", metavar="FILE", help="每条丢弃的记录：原因、证据（词句、数值、与谁重复）、原文")
     look.add_argument("--dups-out", metavar="FILE", help="每对重复：两条的文字与距离")
     look.add_argument("--report", metavar="FILE.html", help="一页自带图表的报告")
@@ -140,9 +142,9 @@ def check_flags_that_go_together(args: argparse.Namespace) -> None:
     if args.append and args.eval_size:
         raise UserError("--append 不能与 --eval-size 同用：已有的 _eval 文件照旧，新记录中与它近似的会被去掉。")
     if args.near_dup_threshold is not None and args.near_dup_method == "minhash":
-        raise UserError("--near-dup-threshold 是 SimHash 的位数；minhash 的门槛请用 --near-dup-jaccard，例如 0.8。")
-    if args.near_dup_jaccard is not None and args.near_dup_method != "minhash":
-        raise UserError("--near-dup-jaccard 只用于 --near-dup-method minhash。")
+        raise UserError("--near-dup-threshold 是 SimHash 的位数；minhash 的门槛请用 --near-dup-jaccard，例如 0.85。")
+    if args.near_dup_jaccard is not None and (args.near_dup_method == "simhash" or args.near_dup_threshold is not None):
+        raise UserError("--near-dup-jaccard 只用于 minhash；SimHash 的门槛是 --near-dup-threshold BITS。")
     if args.strict and not args.check:
         raise UserError("--strict 与 --check 同用；不加 --check 时，读不了的记录本来就会报错。")
     if args.tokenizer and not args.report:
@@ -168,21 +170,21 @@ def build_gates(args: argparse.Namespace) -> Any:
 
 
 def near_of(args: argparse.Namespace) -> Any:
-    """How near-duplicates are found, or None: any of its flags asks for it."""
-    from sft_data.dedup import RECOMMENDED_BITS
+    """How near-duplicates are found, or None: any of its flags asks for it. A threshold in bits is SimHash's."""
+    from sft_data.dedup import RECOMMENDED_BITS, RECOMMENDED_FEATURES, RECOMMENDED_METHOD
     from sft_data.minhash import RECOMMENDED_JACCARD
     from sft_data.scan import Near
 
     asked = (args.near_dup_threshold, args.near_dup_method, args.near_dup_jaccard, args.near_dup_features)
     if args.no_dedup or not (args.near_dup or any(value is not None for value in asked)):
         return None
-    method, features = args.near_dup_method or "simhash", args.near_dup_features or "bigram"
-    given, usual = (
-        (args.near_dup_jaccard, RECOMMENDED_JACCARD)
-        if method == "minhash"
-        else (args.near_dup_threshold, RECOMMENDED_BITS)
-    )
-    return Near(method, features, usual if given is None else given)
+    bits, least = args.near_dup_threshold, args.near_dup_jaccard
+    method = args.near_dup_method or (RECOMMENDED_METHOD if bits is None else "simhash")
+    if method == "simhash":
+        threshold = RECOMMENDED_BITS if bits is None else bits
+    else:
+        threshold = RECOMMENDED_JACCARD if least is None else least
+    return Near(method, args.near_dup_features or RECOMMENDED_FEATURES, threshold)
 
 
 def inputs_of(args: argparse.Namespace) -> list[Any]:
@@ -256,22 +258,22 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare(args: argparse.Namespace, paths: dict[str, str], scratch: Path) -> None:
     from sft_data import mixture, resolve
-    from sft_data.dedup import RECOMMENDED_BITS
-    from sft_data.emit import body_of, rows_at
+    from sft_data.emit import feature_sets_of, rows_at
     from sft_data.scan import Near, Rules
     from sft_data.sources import read_all
     from sft_data.writing import Plan, show_progress, write
 
     near, inputs = near_of(args), inputs_of(args)
-    plain = Near("simhash", "bigram", max(RECOMMENDED_BITS, near.threshold if near and near.method == "simhash" else 0))
+    asked = near.threshold if near and near.method == "simhash" else 0
+    plain = Near("simhash", "bigram", max(resolve.EVAL_BITS, asked))
     holding_out = args.eval_size is not None or any(one.name == "eval" for one in inputs)
     nears = tuple(filter(None, (near, holding_out and near != plain and plain)))
     rules = Rules(build_gates(args), nears, args.redact_pii)
     shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     address = args.address if args.engine == "ray" else None
     table = read_all(inputs, rules, args.skip_bad, scratch, args.workers, address)
-    text_of = lambda i: body_of(rows_at(table, table.passed[[i]], rules))[0]  # noqa: E731
-    resolve.drop_duplicates(table, near, not args.no_dedup, text_of, show_progress("近似去重"))
+    sets_of = lambda indices: feature_sets_of(rows_at(table, table.passed[indices], rules), near.features)  # noqa: E731
+    resolve.drop_duplicates(table, near, not args.no_dedup, sets_of, show_progress("近似去重"))
     names = [one.name for one in inputs if one.name not in resolve.OLD]
     held_out = resolve.hold_out(table, names, args.eval_size or 0, int(plain.threshold), args.seed)
     log_counts(table, names)

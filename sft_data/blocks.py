@@ -18,11 +18,10 @@ import numba
 import numpy as np
 
 from .errors import UserError
-from .jsonl import PARQUET, dump_line, is_packed, open_unpacked, read_parquet, skip_blanks, why_not_text
+from .jsonl import PARQUET, dump_line, is_packed, open_unpacked, read_parquet, skip_blanks, wants_more, why_not_text
 
 SIZE = 8 << 20  # bytes of a block
 _LONGEST = 64 << 20  # bytes of a record: an array with a stray quote would be one record to its end
-_SHORT = 64  # bytes; only such lines are looked at for being blank
 
 
 class Block(NamedTuple):
@@ -69,8 +68,8 @@ def _lines(file, line: int, base: int, size: int) -> Iterator[Block]:
         if not len(ends) or ends[-1] != len(data):
             ends = np.append(ends, len(data))
         starts, numbers = np.concatenate([[0], ends[:-1]]), np.arange(line + 1, line + 1 + len(ends))
-        short = np.flatnonzero(ends - starts <= _SHORT).tolist()
-        blank = [i for i in short if data[starts[i] : ends[i]].isspace()]
+        first = np.frombuffer(data, np.uint8)[starts]  # a record begins with its {, nearly always
+        blank = [i for i in np.flatnonzero(first <= 32).tolist() if data[starts[i] : ends[i]].isspace()]
         columns = [np.delete(column, blank) if blank else column for column in (starts, ends, numbers)]
         yield Block(data, base, *columns)
         line, base = line + len(ends), base + len(data)
@@ -167,22 +166,15 @@ def _broken(path, text: bytes, number: int, whole: bool) -> UserError:
         complete, shown = number, shown[end:].lstrip()
         cut = not shown
     except json.JSONDecodeError as error:
-        complete, cut = number - 1, len(head) == len(text) and _at_the_end(error, shown)
+        complete, cut = number - 1, len(head) == len(text) and wants_more(error, shown)
         shown = shown[max(0, error.pos - 10) :]
+    except (ValueError, RecursionError):
+        complete, cut = number - 1, False
     if whole and cut:
         return UserError(
             f"{path}：JSON 数组在第 {complete} 条记录之后被截断，结尾没有 ]；请重新下载或重新生成这个文件。"
         )
     return UserError(f"{path}：JSON 数组在第 {number} 条附近有语法错误：{shown[:20]!r}；请改正后重试。")
-
-
-def _at_the_end(error: json.JSONDecodeError, text: str) -> bool:
-    """Whether the parser wanted more where the text ends: in a string, in a literal or a number, or between them."""
-    if error.msg.startswith("Invalid \\u"):
-        return error.pos + 6 > len(text)
-    return error.msg.startswith("Unterminated string") or not text[error.pos :].strip(
-        " \t\r\nntruefalsNI-+.0123456789\\"
-    )
 
 
 class Text(NamedTuple):
@@ -201,7 +193,12 @@ def local_text(path: str | os.PathLike, scratch: Path, number: int) -> Text:
         with open(copy, "wb") as out, open_unpacked(path) as file:
             is_parquet = file.peek(4)[:4] == PARQUET
             if is_parquet:
-                out.writelines(map(dump_line, read_parquet(path, file)))
+                try:
+                    out.writelines(map(dump_line, read_parquet(path, file)))
+                except TypeError as error:
+                    raise UserError(
+                        f"{path}：有一列是 JSON 写不下的类型（{error}）；请只保留文字、数字和它们的列表。"
+                    ) from None
             else:
                 shutil.copyfileobj(file, out, 1 << 20)
         path = copy

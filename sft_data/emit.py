@@ -6,6 +6,7 @@ dropped(rows) -> list[bytes]         a line for each: where it was, the reason, 
 """
 
 import functools
+import os
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -15,10 +16,12 @@ import orjson
 from .chatml import carried, render_chatml
 from .errors import UserError
 from .evidence import evidence
+from .features import feature_sets
 from .jsonl import dump_line, parse_record
 from .pii import redact_pii
 from .quality import label, normalise
-from .scan import REASONS, Rules, read_fields, redacted
+from .scan import REASONS, Rules, laid_out, no_garbage_collection, read_fields, redacted
+from .screen import screen
 from .table import File, Table
 
 
@@ -42,6 +45,7 @@ def rows_at(table: Table, rows: np.ndarray, rules: Rules, meta: bool = False) ->
     return Rows(table.files, *columns, rules, meta)
 
 
+@no_garbage_collection()
 def render(rows: Rows) -> list[bytes]:
     lines = []
     for file, raw, number in _read(rows):
@@ -57,12 +61,17 @@ def render(rows: Rows) -> list[bytes]:
 
 
 def body_of(rows: Rows) -> list[str]:
-    bodies = []
-    for file, raw, _ in _read(rows):
-        fields, _ = read_fields(orjson.loads(raw), file.kind)
-        fields = redacted(fields) if rows.rules.redact else fields
-        bodies.append(" ".join(normalise(text) for _, text in fields))
-    return bodies
+    return [body.decode("utf-8", "surrogatepass") for body in _bodies(rows)]
+
+
+def feature_sets_of(rows: Rows, features: str) -> tuple[np.ndarray, np.ndarray]:
+    """As features.feature_sets."""
+    return feature_sets(*laid_out(_bodies(rows)), features)
+
+
+def _bodies(rows: Rows) -> list[bytes]:
+    batch = [read_fields(orjson.loads(raw), file.kind)[0] for file, raw, _ in _read(rows)]
+    return screen(list(map(redacted, batch)) if rows.rules.redact else batch, None).bodies
 
 
 def dropped(rows: Rows) -> list[bytes]:
@@ -92,13 +101,20 @@ def dropped(rows: Rows) -> list[bytes]:
 def _read(rows: Rows) -> Any:
     """Yield (file, bytes, number) of each record."""
     columns = (column.tolist() for column in (rows.file, rows.start, rows.size, rows.number))
+    process = os.getpid()
     for number_of_file, start, size, number in zip(*columns, strict=True):
         file = rows.files[number_of_file]
-        handle = _open(file.text.path)
-        handle.seek(start)
-        yield file, handle.read(size), number
+        yield file, _read_at(_open(file.text.path, process), size, start), number
 
 
 @functools.lru_cache(64)
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path, _process: int) -> BinaryIO:
+    """Of this process: a forked one would share its position with the others."""
     return open(path, "rb", buffering=0)
+
+
+def _read_at(file: BinaryIO, size: int, start: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), size, start)
+    file.seek(start)  # Windows
+    return file.read(size)

@@ -290,17 +290,28 @@ def _why_not_json(raw: bytes, is_array: bool) -> str:
     """Say in one sentence why a line or an element is no JSON and what mends it."""
     if reason := why_not_text(raw):
         return reason
-    if not is_array and not raw.endswith(b"\n"):
-        return "最后一行不完整（写入时被中断，或文件没有下载完）；请删去这一行，或重新生成、重新下载。"
-    text = raw.decode()
+    text = raw.decode(errors="replace")
     try:
         json.loads(text)
     except json.JSONDecodeError as error:  # its places are right where orjson's are not: at the end of a line
+        if not is_array and not raw.endswith(b"\n") and wants_more(error, text):
+            return "最后一行不完整（写入时被中断，或文件没有下载完）；请删去这一行，或重新生成、重新下载。"
         shown = text[max(0, error.pos - 10) : error.pos + 10].strip()
         place, unit = ("字符", "条") if is_array else ("列", "行")
         whole = "每个元素" if is_array else "每行"
         return f"第 {error.pos + 1} {place}附近不是合法的 JSON：{shown!r}；{whole}须是一个完整的 JSON 对象，请改正或删去这一{unit}。"
+    except (ValueError, RecursionError) as error:
+        return f"数字太长或嵌套太深，读不了（{type(error).__name__}）；请改正或删去这一条。"
     return "JSON 里有 NaN、Infinity 或不成对的 \\ud800 一类转义，标准 JSON 不允许；请改正或删去这一条。"
+
+
+def wants_more(error: json.JSONDecodeError, text: str) -> bool:
+    """Whether the parser wanted more where the text ends: in a string, in a literal or a number, or between them."""
+    if error.msg.startswith("Invalid \\u"):
+        return error.pos + 6 > len(text)
+    return error.msg.startswith("Unterminated string") or not text[error.pos :].strip(
+        " \t\r\nntruefalsNI-+.0123456789\\"
+    )
 
 
 def why_not_text(data: bytes) -> str | None:

@@ -1,8 +1,7 @@
-"""What gates and dedup need to know of many texts at once, compiled: the figures of quality.normalise, chinese_ratio and
-dedup.simhash, bit for bit, at 1/20 of their time.
+"""What gates and dedup need to know of many texts at once, compiled: the figures of quality.normalise and chinese_ratio,
+bit for bit, at 1/20 of their time.
 
     measure(texts, counts) -> Measures                  texts of a batch of records, and how many belong to each record
-    signatures(bodies, spans) -> (records,) uint64      SimHash of normalised bodies
 
 NFKC goes through a table, one code point at a time. That is exact as long as no code point can join with, or be moved
 before, the one in front of it (Unicode Standard Annex 15, section 9): a record that holds such a one, or a zero-width
@@ -53,13 +52,6 @@ def measure(texts: list[bytes], counts: list[int]) -> Measures:
     flags, lines, rough = np.zeros(n, np.uint8), np.zeros((len(last), 2), np.int64), np.zeros(len(last), bool)
     _measure(data, ends, last, *_tables(), bodies, spans, chars, chinese, flags, lines, rough)
     return Measures(bodies, spans, chars, chinese, flags, lines, rough)
-
-
-def signatures(bodies: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """bodies: UTF-8, uint8; spans: (records, 2) int64, where each normalised body lies in it."""
-    from .features import marks
-
-    return marks(bodies, spans, "simhash", "bigram")
 
 
 @functools.cache

@@ -1,56 +1,85 @@
 """Near duplicates by MinHash: candidates share a band (features.marks), the true Jaccard similarity decides.
 
-find_twins_minhash(bands, body_of, minimum, features) -> Twins
+find_twins_minhash(bands, sets_of, minimum) -> Twins
 """
 
-import functools
 from collections.abc import Callable, Iterable
 
+import numba
 import numpy as np
 
 from .dedup import Twins
-from .features import feature_set, jaccard
+from .features import jaccard
 
 # Three characters changed in a body of 100 leave 0.88, in one of 75 still 0.85. Of the 17 pairs of real records above it two
 # were of another case (中臂型 and 下臂型, one character apart); from 0.8 to 0.85 there are more such.
 RECOMMENDED_JACCARD = 0.85
-_CACHED = 1 << 14  # feature sets kept at hand, of some 1.5 KB each
+_CHUNK = 4096  # candidates settled at a time: their sets, and those of the kept ones they may equal, are read together
 
 
 def find_twins_minhash(
     bands: np.ndarray,
-    body_of: Callable[[int], str],
+    sets_of: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     minimum: float,
-    features: str,
     progress: Callable[[list], Iterable] = list,
 ) -> Twins:
     """Drop, in order, each record for the earliest kept one that shares a band with it and is as alike as ``minimum``.
 
     Args:
         bands: (n, BANDS) uint32, as features.marks gives them.
-        body_of: the normalised body of a record, asked for candidates only.
-        minimum: least Jaccard similarity of the sets of ``features`` of two bodies.
-        progress: wraps the list of records that share a band with any other, for a progress bar.
+        sets_of: features.feature_sets of the records of these indices; asked for candidates only.
+        minimum: least Jaccard similarity of the sets of features of two bodies.
+        progress: wraps the list of chunks of records that share a band with any other, for a progress bar.
     A record is held against kept ones only, so a family costs its size, not the square of it.
     """
-    n = len(bands)
+    twin, distance = np.full(len(bands), -1, np.int64), np.zeros(len(bands), np.float32)
     members, groups = _groups(bands)
-    starts = np.searchsorted(members, np.arange(n + 1))
-    candidates = np.unique(members)
-    set_of = functools.lru_cache(_CACHED)(lambda i: feature_set(body_of(i), features))
-    twin, distance = np.full(n, -1, np.int64), np.zeros(n, np.float32)
-    kept_in: dict[int, list[int]] = {}
-    for i in progress(candidates.tolist()):
-        own = groups[starts[i] : starts[i + 1]].tolist()
-        for j in sorted({j for group in own for j in kept_in.get(group, ())}):
-            alike = jaccard(set_of(i), set_of(j), minimum)
-            if alike >= minimum:
-                twin[i], distance[i] = j, 1 - alike
-                break
-        else:
-            for group in own:
-                kept_in.setdefault(group, []).append(i)
+    by_group = members[np.argsort(groups, kind="stable")]  # ascending in each group
+    ends = np.cumsum(np.bincount(groups, minlength=1))
+    candidates, starts = np.unique(members, return_index=True)
+    starts = np.append(starts, len(members))
+    asked = np.zeros(len(bands), bool)
+    for first in progress(list(range(0, len(candidates), _CHUNK))):
+        chunk, places = candidates[first : first + _CHUNK], starts[first : first + _CHUNK + 1]
+        own = np.unique(groups[places[0] : places[-1]])
+        _mark_kept(own, by_group, ends, chunk[-1], twin, asked)
+        needed = np.flatnonzero(asked)
+        asked[needed] = False
+        _settle(chunk, places, groups, by_group, ends, needed, *sets_of(needed), minimum, twin, distance)
     return Twins(twin, distance)
+
+
+@numba.njit(cache=True, nogil=True)
+def _mark_kept(own, by_group, ends, last, twin, asked):
+    """Mark the members of these groups, up to ``last``, that are not dropped so far."""
+    for group in own:
+        for place in range(ends[group - 1] if group else 0, ends[group]):
+            j = by_group[place]
+            if j > last:
+                break
+            asked[j] |= twin[j] < 0
+
+
+@numba.njit(cache=True, nogil=True)
+def _settle(chunk, places, groups, by_group, ends, needed, values, value_ends, minimum, twin, distance):
+    for c in range(len(chunk)):
+        i, best, least = chunk[c], chunk[c], 0.0
+        at = np.searchsorted(needed, i)
+        mine = values[value_ends[at - 1] if at else 0 : value_ends[at]]
+        for place in range(places[c], places[c + 1]):
+            group = groups[place]
+            for other in range(ends[group - 1] if group else 0, ends[group]):
+                j = by_group[other]
+                if j >= best:  # an earlier one was found, or this is the record itself
+                    break
+                if twin[j] >= 0:
+                    continue
+                at = np.searchsorted(needed, j)
+                alike = jaccard(mine, values[value_ends[at - 1] if at else 0 : value_ends[at]], minimum)
+                if alike >= minimum:
+                    best, least = j, 1 - alike
+        if best < i:
+            twin[i], distance[i] = best, least
 
 
 def _groups(bands: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

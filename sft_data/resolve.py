@@ -14,6 +14,7 @@ from .mixture import draw, held_out
 from .scan import DUPLICATE, NEAR_DUPLICATE, NEAR_EVAL, Near
 from .table import Table, exact_twins
 
+EVAL_BITS = 8  # to keep an evaluation record's likes out of training: 0.98 of edits of 1-3 characters, and few are lost
 OLD = ("out", "eval")  # what an earlier run wrote: it stays as it is, and new records give way to it
 
 
@@ -21,13 +22,13 @@ def drop_duplicates(
     table: Table,
     near: Near | None,
     exact: bool,
-    body_of: Callable[[int], str],
+    sets_of: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     progress: Callable[[list], Iterable] = list,
 ) -> None:
     """Keep the first of every group, in order of preference. near: by its marks, ``table.marks[0]``; not ``exact``: only
     what an earlier run wrote already is left out.
 
-    body_of: the normalised body of a record, by its index among those that passed; asked for MinHash's candidates.
+    sets_of: the feature sets of records, by their indices among those that passed; asked for MinHash's candidates.
     """
     old = np.isin(table.file[table.passed], [i for i, file in enumerate(table.files) if file.source in OLD])
     everything = np.arange(len(table.passed))
@@ -42,7 +43,7 @@ def drop_duplicates(
     if near.method == "simhash":
         twins = find_twins(marks, int(near.threshold), progress)
     else:
-        twins = find_twins_minhash(marks, lambda i: body_of(int(alive[i])), near.threshold, near.features, progress)
+        twins = find_twins_minhash(marks, lambda indices: sets_of(alive[indices]), near.threshold, progress)
     table.drop_twins(alive, twins.twin, twins.distance, NEAR_DUPLICATE, old)
 
 

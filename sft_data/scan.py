@@ -7,6 +7,9 @@
 A record is known by its place from here on; pass two (emit.py) reads it again from there.
 """
 
+import contextlib
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +20,7 @@ from .chatml import BEGIN, END, Fields, conversation_record, firefly_record, hit
 from .dedup import fingerprint
 from .features import marks
 from .formats import format_of, read_messages
+from .pii import redact_pii
 from .quality import Gates, tidy
 from .screen import screen
 
@@ -75,6 +79,19 @@ class Found(NamedTuple):
     marks: tuple[np.ndarray, ...]
 
 
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Tens of thousands of small objects at once, none in a cycle: looking for cycles among them took a third of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@no_garbage_collection()
 def scan(job: Job) -> Found:
     rules = job.rules
     with open(job.path, "rb", buffering=0) as file:
@@ -102,9 +119,14 @@ def scan(job: Job) -> Found:
     sizes[rows] = np.minimum(lengths, 65535)
     bodies = [bodies[i] for i in np.flatnonzero(judged == 0).tolist()]
     prints = np.frombuffer(b"".join(map(fingerprint, bodies)), np.uint64).reshape(-1, 2)
-    ends = np.cumsum(np.fromiter(map(len, bodies), np.int64, len(bodies)))
-    spans, memory = np.stack([ends - np.diff(ends, prepend=0), ends], axis=1), np.frombuffer(b"".join(bodies), np.uint8)
+    memory, spans = laid_out(bodies)
     return Found(codes, sizes, prints, tuple(marks(memory, spans, near.method, near.features) for near in rules.nears))
+
+
+def laid_out(bodies: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Return them in one array, uint8, and (n, 2) int64, where each lies in it."""
+    ends = np.cumsum(np.fromiter(map(len, bodies), np.int64, len(bodies)))
+    return np.frombuffer(b"".join(bodies), np.uint8), np.stack([ends - np.diff(ends, prepend=0), ends], axis=1)
 
 
 def read_fields(obj: dict[str, Any], kind: str) -> tuple[Fields, list[dict[str, str]]]:
@@ -133,8 +155,6 @@ def _fast_firefly(obj: dict[str, Any], kind: str) -> Fields:
 
 
 def redacted(fields: Fields) -> Fields:
-    from .pii import redact_pii
-
     return [(name, redact_pii(text)) for name, text in fields]
 
 

@@ -28,7 +28,7 @@ class Screened(NamedTuple):
     """Of each record of a batch.
 
     reasons: why to drop it, None: keep it
-    bodies: the normalised text of all fields, in UTF-8; of a record to drop it may be anything
+    bodies: the normalised text of all fields of a record to keep, in UTF-8
     lengths: (records, 3) int64, characters of instruction, input and output
     """
 
@@ -58,7 +58,10 @@ def screen(batch: list[Fields], gates: Gates | None) -> Screened:
     reasons = _gate_counts(found, kinds, owners, len(batch), gates)
     if gates:
         _gate_words(reasons, found, kinds, owners, memory, gates)
-    bodies = [memory[start:end] for start, end in found.lines.tolist()]
+    bodies = [
+        memory[start:end] if reason is None else b""
+        for (start, end), reason in zip(found.lines.tolist(), reasons, strict=True)
+    ]
     cells = np.bincount(owners * len(_FIELDS) + kinds, found.chars, len(batch) * len(_FIELDS))
     lengths = cells.reshape(len(batch), -1)[:, : len(_GATED)].astype(np.int64)
     for row in np.flatnonzero(found.rough).tolist():

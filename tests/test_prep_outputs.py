@@ -310,7 +310,7 @@ def edited_text(record: dict) -> dict:
 def test_flags_that_do_not_go_together(run):
     for argv in (
         ["--append", "--overwrite"], ["--append", "--eval-size", "3"], ["--strict"], ["--tokenizer", "x"],
-        ["--near-dup-method", "minhash", "--near-dup-threshold", "3"], ["--near-dup-jaccard", "0.8"], ["--max-repeat", "0"],
+        ["--near-dup-method", "minhash", "--near-dup-threshold", "3"], ["--near-dup-jaccard", "0.8", "--near-dup-threshold", "3"], ["--max-repeat", "0"],
     ):  # fmt: skip
         code, folder, err = run(*argv, firefly=many(2))
         assert code == 2, argv
@@ -318,7 +318,7 @@ def test_flags_that_do_not_go_together(run):
         assert os.listdir(folder) == ["firefly.jsonl"]
 
 
-@pytest.mark.parametrize("argv", [["--near-dup"], ["--near-dup-method", "minhash"], ["--near-dup-features", "word"]])
+@pytest.mark.parametrize("argv", [["--near-dup"], ["--near-dup-method", "simhash"], ["--near-dup-features", "word"]])
 def test_each_way_of_near_duplicates_drops_the_later_copy(run, argv):
     originals = [hit(body(i, 100), body(i + 50, 400)) for i in range(3)]
     copies = [
@@ -329,7 +329,7 @@ def test_each_way_of_near_duplicates_drops_the_later_copy(run, argv):
     assert code == 0
     info = json.loads((folder / "mix_dataset_info.json").read_text(encoding="utf-8"))
     assert info["counts"]["firefly"]["dropped"] == {"near_duplicate": 3}
-    assert info["near_dup"]["method"] == ("minhash" if "minhash" in argv else "simhash")
+    assert info["near_dup"]["method"] == ("simhash" if "simhash" in argv else "minhash")
 
 
 def test_shards_of_a_source_by_a_pattern(tmp_path, capsys):

@@ -6,8 +6,9 @@ import pytest
 
 from benchmarks.bench_near_dup import levenshtein
 from benchmarks.make_corpus import PII, main
-from sft_data.features import feature_set, jaccard
+from sft_data.features import jaccard
 from sft_data.quality import Gates, check_output, check_pii
+from tests.sft_data.test_features import feature_set
 
 
 def make(folder, name: str, *options: str):

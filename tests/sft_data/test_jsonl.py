@@ -38,6 +38,8 @@ def test_places_count_blank_lines_and_array_elements(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"\n\n" + LINES.replace(b"\n", b"\r\n\r\n"))
     assert [where for where, _ in read_records(path)] == [f"{path}:{n}" for n in (3, 5, 7, 9, 11)]
+    path.write_bytes(b" " * 999 + b"\n" + LINES)
+    assert [where for where, _ in read_records(path)] == [f"{path}:{n}" for n in (2, 3, 4, 5, 6)]
     path.write_bytes(ARRAY)
     assert [where for where, _ in read_records(path)] == [f"{path} 第 {n} 条" for n in (1, 2, 3, 4, 5)]
 
@@ -83,6 +85,11 @@ CHINESE = "[{" + '"output": "中文内容"' + "}]"
         (b'{\n "a": 1\n}\n', "f:1：.*每行须是一个完整的 JSON"),
         (b'{"a": "\\ud83d"}\n', "f:1：.*不成对"),
         (b'{"a": NaN}\n', "f:1：.*NaN"),
+        (b'{"a": 1,}', "f:1：第 9 列附近不是合法的 JSON"),
+        (b"[\xe4]", "f 第 1 条：.*不是合法的 JSON"),
+        (b"[" * 5000, "截断|语法错误"),
+        (b"[{" + b'"a":[' * 90_000 + b"]" * 90_000 + b"}]", "f 第 1 条：.*(嵌套太深|不是合法)"),
+        (b'[{"a": ' + b"1" * 5000 + b",}]", "f 第 1 条：.*(数字太长|不是合法)"),
         (gzip.compress(LINES * 999, mtime=0)[:-9], "压缩文件不完整"),
         (gzip.compress(LINES, mtime=0)[:30] + b"zzzz" + gzip.compress(LINES)[34:], "压缩文件不完整或已损坏"),
         (zstd.compress(LINES * 9999)[:-9], "压缩文件不完整"),

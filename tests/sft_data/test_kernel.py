@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sft_data import kernel
+from sft_data import features, kernel
 from sft_data.dedup import simhash
 from sft_data.quality import chinese_ratio, normalise
 
@@ -18,7 +18,7 @@ CODES = [c for c in range(0x30000) if not 0xD800 <= c < 0xE000 and not any(a + 3
 def compare(records: list[list[str]], signatures: bool = True) -> np.ndarray:
     """Hold each record that is not rough against the plain functions; return which are rough."""
     found = kernel.measure([text.encode() for record in records for text in record], [len(r) for r in records])
-    marks = kernel.signatures(found.bodies, found.lines)
+    marks = features.marks(found.bodies, found.lines, "simhash", "bigram")
     at = 0
     for row, record in enumerate(records):
         texts, at = range(at, at + len(record)), at + len(record)
