@@ -10,6 +10,7 @@ The first pass reads everything and holds only places, fingerprints and signatur
 """
 
 import argparse
+import functools
 import logging
 import os
 import re
@@ -259,6 +260,7 @@ def main(argv: list[str] | None = None) -> int:
 def prepare(args: argparse.Namespace, paths: dict[str, str], scratch: Path) -> None:
     from sft_data import mixture, resolve
     from sft_data.emit import feature_sets_of, rows_at
+    from sft_data.engine import run
     from sft_data.scan import Near, Rules
     from sft_data.sources import read_all
     from sft_data.writing import Plan, show_progress, write
@@ -272,8 +274,9 @@ def prepare(args: argparse.Namespace, paths: dict[str, str], scratch: Path) -> N
     shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     address = args.address if args.engine == "ray" else None
     table = read_all(inputs, rules, args.skip_bad, scratch, args.workers, address)
+    running = functools.partial(run, workers=args.workers, address=address)
     sets_of = lambda indices: feature_sets_of(rows_at(table, table.passed[indices], rules), near.features)  # noqa: E731
-    resolve.drop_duplicates(table, near, not args.no_dedup, sets_of, show_progress("近似去重"))
+    resolve.drop_duplicates(table, near, not args.no_dedup, sets_of, show_progress("近似去重"), running)
     names = [one.name for one in inputs if one.name not in resolve.OLD]
     held_out = resolve.hold_out(table, names, args.eval_size or 0, int(plain.threshold), args.seed)
     log_counts(table, names)

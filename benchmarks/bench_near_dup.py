@@ -64,7 +64,7 @@ def load(path: str, no_filter: bool) -> Corpus:
     from sft_data.chatml import firefly_record
     from sft_data.jsonl import read_records
     from sft_data.quality import Gates
-    from sft_data.screen import screen
+    from sft_data.screen import encoded, screen
 
     truth = json.loads(Path(truth_path(path)).read_text(encoding="utf-8"))
     edits, originals = np.zeros(truth["records"], np.int8), np.arange(truth["records"])
@@ -73,7 +73,7 @@ def load(path: str, no_filter: bool) -> Corpus:
         originals[index] = index if original is None else original
     records, reasons, bodies = [firefly_record(record)[0] for _, record in read_records(path)], [], []
     for start in range(0, len(records), BATCH):
-        screened = screen(records[start : start + BATCH], None if no_filter else Gates())
+        screened = screen(list(map(encoded, records[start : start + BATCH])), None if no_filter else Gates())
         reasons += screened.reasons
         bodies += screened.bodies
     passed = np.array([reason is None for reason in reasons])
@@ -87,21 +87,19 @@ def load(path: str, no_filter: bool) -> Corpus:
 
 def twins_of(corpus: Corpus, method: str, features: str, threshold: float) -> tuple[Any, float, float]:
     """Return Twins, and CPU seconds for the marks and for the join."""
-    import numpy as np
-
     from sft_data.dedup import find_twins
-    from sft_data.features import marks
+    from sft_data.features import feature_sets, marks
     from sft_data.minhash import find_twins_minhash
+    from sft_data.scan import laid_out
 
-    ends = np.cumsum([0, *map(len, corpus.bodies)])
-    memory, spans = np.frombuffer(b"".join(corpus.bodies), np.uint8), np.stack([ends[:-1], ends[1:]], axis=1)
+    memory, spans = laid_out(corpus.bodies)
     started = time.process_time()
     found = marks(memory, spans, method, features)
     middle = time.process_time()
     if method == "simhash":
         twins = find_twins(found, threshold)
     else:
-        twins = find_twins_minhash(found, corpus.texts.__getitem__, threshold, features)
+        twins = find_twins_minhash(found, lambda rows: feature_sets(memory, spans[rows], features), threshold)
     return twins, middle - started, time.process_time() - middle
 
 

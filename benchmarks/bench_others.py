@@ -44,17 +44,16 @@ def ours(method: str, features: str, threshold: float, texts: Path, folder: Path
     import orjson
 
     from sft_data.dedup import find_twins
-    from sft_data.features import marks
+    from sft_data.features import feature_sets, marks
     from sft_data.minhash import find_twins_minhash
+    from sft_data.scan import laid_out
 
-    bodies = [orjson.loads(line)["text"] for line in texts.open("rb")]
-    data = [body.encode() for body in bodies]
-    ends = np.cumsum([0, *map(len, data)])
-    found = marks(np.frombuffer(b"".join(data), np.uint8), np.stack([ends[:-1], ends[1:]], axis=1), method, features)
+    memory, spans = laid_out([orjson.loads(line)["text"].encode() for line in texts.open("rb")])
+    found = marks(memory, spans, method, features)
     if method == "simhash":
         twins = find_twins(found, threshold)
     else:
-        twins = find_twins_minhash(found, bodies.__getitem__, threshold, features)
+        twins = find_twins_minhash(found, lambda rows: feature_sets(memory, spans[rows], features), threshold)
     return np.flatnonzero(twins.twin < 0).tolist()
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from prep_sft_firefly_hit import BATCH
 from sft_data.chatml import firefly_record
-from sft_data.dedup import simhash
 from sft_data.jsonl import read_records
 from sft_data.quality import Gates, normalise
-from sft_data.screen import judge, screen
+from sft_data.screen import encoded, judge, screen
+
+BATCH = 8192
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,19 +31,19 @@ def main(argv: list[str] | None = None) -> int:
     records = itertools.islice(read_records(args.firefly_json), args.max_records)
     batch = [firefly_record(record)[0] for _, record in records]
     gates = Gates(drop_pii=True)
-    screen(batch[:1], gates, signatures=True)  # compiles, or loads what was compiled
+    screen(list(map(encoded, batch[:1])), gates)  # compiles, or loads what was compiled
     started, fast = time.process_time(), []
     for start in range(0, len(batch), BATCH):
-        fast += zip(*screen(batch[start : start + BATCH], gates, signatures=True), strict=True)
+        reasons, bodies, _ = screen(list(map(encoded, batch[start : start + BATCH])), gates)
+        fast += zip(reasons, bodies, strict=True)
     middle, differ = time.process_time(), 0
-    for fields, (reason, body, signature) in zip(batch, fast, strict=True):
+    for fields, (reason, body) in zip(batch, fast, strict=True):
         plain = [(name, normalise(text)) for name, text in fields]
         expected = judge(plain, gates)
-        text = " ".join(text for _, text in plain)
-        same = reason == expected and (expected or (body, signature) == (text.encode(), simhash(text)))
+        same = reason == expected and (expected or body == " ".join(text for _, text in plain).encode())
         differ += not same
     ended = time.process_time()
-    kept = sum(reason is None for reason, _, _ in fast)
+    kept = sum(reason is None for reason, _ in fast)
     print(f"{len(batch)} 条，保留 {kept}，结论不同 {differ}")
     print(
         f"成批 {(middle - started) / len(batch) * 1e6:.1f} 微秒/条，逐条 {(ended - middle) / len(batch) * 1e6:.1f} 微秒/条"

@@ -18,6 +18,7 @@ import numba
 import numpy as np
 import xxhash
 
+from .engine import run_here
 from .hamming import close_values, near_any
 
 # --near-dup alone; benchmarks/bench_near_dup.py measures the choices. Of edits of 1-3 characters SimHash finds 94-97 % at 6
@@ -75,7 +76,10 @@ def near_duplicates(
 
 
 def find_twins(
-    signatures: Sequence[int] | np.ndarray, threshold: int, progress: Callable[[list], Iterable] = list
+    signatures: Sequence[int] | np.ndarray,
+    threshold: int,
+    progress: Callable[[list], Iterable] = list,
+    run: Callable = run_here,
 ) -> Twins:
     """Drop, in order, each record within ``threshold`` bits of an earlier kept one: of those, for the earliest.
 
@@ -83,10 +87,11 @@ def find_twins(
         signatures: (n,) uint64, in order of preference.
         threshold: 0 to MAX_THRESHOLD bits.
         progress: wraps the list of passes, for a progress bar.
+        run: as engine.run; the passes are jobs.
     The first of each family stays; being close to a dropped record drops nothing.
     """
     signatures = np.asarray(signatures, dtype=np.uint64)
-    later, earlier = close_pairs(signatures, threshold, progress)
+    later, earlier = close_pairs(signatures, threshold, progress, run)
     twin = np.full(len(signatures), -1, np.int64)
     _drop(later, earlier, signatures, twin)
     dropped = np.flatnonzero(twin >= 0)
@@ -96,7 +101,10 @@ def find_twins(
 
 
 def close_pairs(
-    signatures: Sequence[int] | np.ndarray, threshold: int, progress: Callable[[list], Iterable] = list
+    signatures: Sequence[int] | np.ndarray,
+    threshold: int,
+    progress: Callable[[list], Iterable] = list,
+    run: Callable = run_here,
 ) -> tuple[np.ndarray, np.ndarray]:
     """All pairs (later, earlier) within ``threshold`` bits, as two arrays of indices sorted by later, then earlier.
 
@@ -113,7 +121,7 @@ def close_pairs(
     packed = [copies << 32 | first[np.cumsum(new)[~new] - 1]]  # an index has at most 31 bits
     del order
     if threshold:
-        pairs = first[np.searchsorted(values, close_values(values, threshold, progress))]
+        pairs = first[np.searchsorted(values, close_values(values, threshold, progress, run))]
         packed.append(pairs.max(axis=1) << 32 | pairs.min(axis=1))
     packed = np.sort(np.concatenate(packed))
     return packed >> 32, packed & 0xFFFFFFFF

@@ -7,20 +7,21 @@ dropped(rows) -> list[bytes]         a line for each: where it was, the reason, 
 
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import orjson
 
-from .chatml import carried, render_chatml
+from .chatml import BEGIN, END, carried, render_chatml
 from .errors import UserError
 from .evidence import evidence
 from .features import feature_sets
 from .jsonl import dump_line, parse_record
 from .pii import redact_pii
-from .quality import label, normalise
-from .scan import REASONS, Rules, laid_out, no_garbage_collection, read_fields, redacted
+from .quality import label, normalise, tidy
+from .scan import REASONS, Rules, is_plain, laid_out, no_garbage_collection, read_encoded, read_fields
 from .screen import screen
 from .table import File, Table
 
@@ -50,14 +51,30 @@ def render(rows: Rows) -> list[bytes]:
     lines = []
     for file, raw, number in _read(rows):
         obj = orjson.loads(raw)
-        _, messages = read_fields(obj, file.kind)
-        if rows.rules.redact:
-            messages = [{**message, "content": redact_pii(message["content"])} for message in messages]
-        record = {"text": render_chatml(messages), "source": file.source, **carried(obj)}
+        text = None if rows.rules.redact or file.kind == "hit" else _fast_text(obj)
+        record = {"text": text or _text(obj, file.kind, rows.rules.redact), "source": file.source}
+        if "category" in obj or "kind" in obj or "topic" in obj:
+            record |= carried(obj)
         if rows.meta:
             record["meta"] = {"file": file.path, "line": number}
         lines.append(dump_line(record))
     return lines
+
+
+def _text(obj: dict[str, Any], kind: str, redact: bool) -> str:
+    _, messages = read_fields(obj, kind)
+    if redact:
+        messages = [{**message, "content": redact_pii(message["content"])} for message in messages]
+    return render_chatml(messages)
+
+
+def _fast_text(obj: dict[str, Any]) -> str | None:
+    """What _text says of an ordinary open-data record, known to be good; None for any other."""
+    if not is_plain(obj):
+        return None
+    instruction, inp, output = tidy(obj["instruction"]), tidy(obj.get("input") or ""), tidy(obj["output"])
+    asked = f"{instruction}\n{inp}" if inp else instruction
+    return f"{BEGIN}用户\n{asked}\n{END}\n{BEGIN}智能助手\n{output}\n{END}"
 
 
 def body_of(rows: Rows) -> list[str]:
@@ -70,8 +87,8 @@ def feature_sets_of(rows: Rows, features: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bodies(rows: Rows) -> list[bytes]:
-    batch = [read_fields(orjson.loads(raw), file.kind)[0] for file, raw, _ in _read(rows)]
-    return screen(list(map(redacted, batch)) if rows.rules.redact else batch, None).bodies
+    batch = [read_encoded(orjson.loads(raw), file.kind, rows.rules.redact) for file, raw, _ in _read(rows)]
+    return screen(batch, None).bodies
 
 
 def dropped(rows: Rows) -> list[bytes]:
@@ -98,13 +115,15 @@ def dropped(rows: Rows) -> list[bytes]:
     return lines
 
 
-def _read(rows: Rows) -> Any:
+def _read(rows: Rows) -> Iterator[tuple[File, bytes, int]]:
     """Yield (file, bytes, number) of each record."""
     columns = (column.tolist() for column in (rows.file, rows.start, rows.size, rows.number))
-    process = os.getpid()
-    for number_of_file, start, size, number in zip(*columns, strict=True):
-        file = rows.files[number_of_file]
-        yield file, _read_at(_open(file.text.path, process), size, start), number
+    handles: dict[int, BinaryIO] = {}
+    for index, start, size, number in zip(*columns, strict=True):
+        file = rows.files[index]
+        if index not in handles:
+            handles[index] = _open(file.text.path, os.getpid())
+        yield file, _read_at(handles[index], size, start), number
 
 
 @functools.lru_cache(64)

@@ -1,8 +1,9 @@
 """Run a function over many jobs, on this machine's processes or on a Ray cluster, and give the results in their order.
 
-    run(function, jobs, workers, address=None) -> Iterator[(job, result)]
+    run(function, jobs, workers, address=None, shared=None) -> Iterator[(job, result)]
+    run_here(function, jobs, shared=None) -> the same, in this process
 
-The same functions run either way, so that the bytes written do not depend on where, or on how many processes.
+``shared`` is for what all jobs need and is large: each process gets it once, as a second argument of ``function``. The same functions run either way, so that the bytes written do not depend on where, or on how many processes.
 """
 
 import collections
@@ -25,23 +26,27 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def run_here(function: Callable, jobs: Iterable[Any], shared: Any = None) -> Iterator[tuple[Any, Any]]:
+    for job in jobs:
+        yield job, function(job) if shared is None else function(job, shared)
+
+
 def run(
-    function: Callable[[Any], Any], jobs: Iterable[Any], workers: int, address: str | None = None
+    function: Callable, jobs: Iterable[Any], workers: int, address: str | None = None, shared: Any = None
 ) -> Iterator[tuple[Any, Any]]:
     """Yield each job with its result. A UserError while making jobs comes after the results of those before it: what was
     read may be enough.
     """
     jobs = _Guarded(iter(jobs))
     if address:
-        yield from _on_ray(function, jobs, address)
+        yield from _on_ray(function, jobs, address, shared)
     else:
-        ahead = list(itertools.islice(jobs, 2))  # one job is not worth a process
+        ahead = list(itertools.islice(jobs, 2))  # one job is not worth a process, nor are many about a small array
         jobs_again = itertools.chain(ahead, jobs)
-        if workers == 1 or len(ahead) < 2:
-            for job in jobs_again:
-                yield job, function(job)
+        if workers == 1 or len(ahead) < 2 or (shared is not None and shared.nbytes < 1 << 20):
+            yield from run_here(function, jobs_again, shared)
         else:
-            yield from _on_processes(function, jobs_again, workers)
+            yield from _on_processes(function, jobs_again, workers, shared)
     if jobs.error:
         raise jobs.error
 
@@ -63,14 +68,14 @@ class _Guarded:
             raise StopIteration from None
 
 
-def _on_processes(function: Callable, jobs: Iterator[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+def _on_processes(function: Callable, jobs: Iterator[Any], workers: int, shared: Any) -> Iterator[tuple[Any, Any]]:
     # Forked processes have what was compiled here; elsewhere each loads it from the cache.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _leave_ctrl_c_to_the_parent)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _begin, (shared,))
     pending: collections.deque = collections.deque()
     try:
         for job in jobs:
-            pending.append((job, pool.submit(function, job)))
+            pending.append((job, pool.submit(_call, function, job)))
             if len(pending) > 2 * workers:
                 first, future = pending.popleft()
                 yield first, future.result()
@@ -84,13 +89,24 @@ def _on_processes(function: Callable, jobs: Iterator[Any], workers: int) -> Iter
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _leave_ctrl_c_to_the_parent() -> None:
+_shared: Any = None
+
+
+def _begin(shared: Any) -> None:
+    """Of a worker process: leave Ctrl-C to the parent; a forked one has ``shared`` without a copy."""
+    global _shared
+    _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _on_ray(function: Callable, jobs: Iterator[Any], address: str) -> Iterator[tuple[Any, Any]]:
+def _call(function: Callable, job: Any) -> Any:
+    return function(job) if _shared is None else function(job, _shared)
+
+
+def _on_ray(function: Callable, jobs: Iterator[Any], address: str, shared: Any) -> Iterator[tuple[Any, Any]]:
     ray = _connect(address)
     remote = ray.remote(function)
+    also = () if shared is None else (ray.put(shared),)
     window = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending: collections.deque = collections.deque()
 
@@ -106,7 +122,7 @@ def _on_ray(function: Callable, jobs: Iterator[Any], address: str) -> Iterator[t
             raise
 
     for job in jobs:
-        pending.append((job, remote.remote(job)))
+        pending.append((job, remote.remote(job, *also)))
         if len(pending) > window:
             yield finished()
     while pending:

@@ -17,6 +17,8 @@ import numba
 import numpy as np
 from numba.extending import intrinsic
 
+from .engine import run_here
+
 _WIDEST = 16  # bits of a block: a counting sort's counters and the lines that it writes to stay in the cache
 _SORT, _MEET, _PROBE = 8.0, 1.0, 8.0  # ns to sort a number by a block, to compare two, to find a number's group
 
@@ -49,17 +51,27 @@ def blocks(threshold: int, cost: Callable[[float], float], most_bits: int = 64) 
     return Blocks(lows, np.diff(np.array(edges, np.uint64)), list(itertools.combinations(range(len(lows)), m)))
 
 
-def close_values(values: np.ndarray, threshold: int, progress: Callable[[list], Iterable] = list) -> np.ndarray:
+def close_values(
+    values: np.ndarray, threshold: int, progress: Callable[[list], Iterable] = list, run: Callable = run_here
+) -> np.ndarray:
     """All pairs of ``values``, (n,) distinct uint64, that differ in at most ``threshold`` bits; each pair once.
 
-    Needs 8 bytes a value for each block of a choice (two to four), and 16 a pair.
+    run: as engine.run; the choices that begin with the same block are a job, which needs 8 bytes a value for each block of
+    a choice (two to four), and 16 a pair.
     """
     n = len(values)
     plan = blocks(threshold, lambda share: n * (_SORT + n * share * _MEET / 2))
+    jobs = [(plan, threshold, list(group)) for _, group in itertools.groupby(plan.choices, lambda choice: choice[:1])]
+    found = [pairs for _, pairs in run(_meet_all, progress(jobs), shared=values)]
+    return np.concatenate([np.empty((0, 2), np.uint64), *found])
+
+
+def _meet_all(job: tuple[Blocks, int, list[tuple[int, ...]]], values: np.ndarray) -> np.ndarray:
+    plan, threshold, choices = job
     sizes = [_sizes(values, low, width) for low, width in zip(plan.lows, plan.widths, strict=True)]
-    sorted_by = [values, *(np.empty_like(values) for _ in plan.choices[0])]
-    found, before = [np.empty((0, 2), np.uint64)], ()
-    for choice in progress(plan.choices):
+    sorted_by = [values, *(np.empty_like(values) for _ in choices[0])]
+    found, before = [], ()
+    for choice in choices:
         same = next((i for i, (a, b) in enumerate(zip(before, choice, strict=False)) if a != b), 0)
         for i, block in enumerate(choice[same:], same):
             _sort_by(sorted_by[i], plan.lows[block], sizes[block].copy(), sorted_by[i + 1])

@@ -18,6 +18,8 @@ import numpy as np
 KEEP, SPACE, REPLACE, ROUGH = range(4)
 AT, DIGITS, LINK = 1, 2, 4  # what a text must hold for an e-mail address, a number that names somebody, a link
 _LIMIT = 0x30000  # code points from here on are rough
+# Ideographs, Hangul syllables, private use: most code points by far, none of which NFKC changes.
+_UNCHANGED = (range(0x3400, 0xA000), range(0xAC00, 0xD7A4), range(0xE000, 0xF900), range(0x20000, 0x2F800))
 _ZERO_WIDTH = (0x200B, 0x200C, 0x200D, 0x200E, 0x200F, 0x2060, 0xFEFF)
 _GROWTH = 3  # a replacement of more bytes than this for each of its own makes a text rough
 
@@ -57,12 +59,13 @@ def measure(texts: list[bytes], counts: list[int]) -> Measures:
 @functools.cache
 def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return kinds (_LIMIT,) uint8; starts (_LIMIT,) int32 into replacements, uint32: a count, then code points."""
-    chars = [chr(code) for code in range(_LIMIT)]
+    codes = [code for code in range(_LIMIT) if not any(code in unchanged for unchanged in _UNCHANGED)]
+    chars = list(map(chr, codes))
     parts = [unicodedata.decomposition(char).split() for char in chars]
     joining = {*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)}  # Hangul vowels and finals
     joining |= {int(found[1], 16) for found in parts if len(found) == 2 and not found[0].startswith("<")}
     kinds, starts, replacements = np.zeros(_LIMIT, np.uint8), np.zeros(_LIMIT, np.int32), [0]
-    for code, (char, found) in enumerate(zip(chars, parts, strict=True)):
+    for code, char, found in zip(codes, chars, parts, strict=True):
         if 0xD800 <= code < 0xE000 or code in _ZERO_WIDTH or code in joining or unicodedata.combining(char):
             kinds[code] = ROUGH
         elif not found:
@@ -130,8 +133,15 @@ def _measure(data, ends, last, kinds, starts, replacements, bodies, spans, chars
                 bodies[out] = 32
                 out += 1
             spans[text, 0] = out
-            n, digits, w_run, slashes, waiting = 0, 0, 0, 0, False
+            n, ideographs, digits, w_run, slashes, waiting = 0, 0, 0, 0, 0, False
             while at < ends[text]:
+                if (
+                    0xE5 <= data[at] <= 0xE8 and not waiting
+                ):  # U+5000 to U+8FFF, most of a Chinese text: kept as they are
+                    bodies[out], bodies[out + 1], bodies[out + 2] = data[at], data[at + 1], data[at + 2]
+                    at, out, n, w_run, slashes = at + 3, out + 3, n + 1, 0, 0
+                    ideographs += 1
+                    continue
                 code, at = _decode(data, at)
                 kind = kinds[code] if code < _LIMIT else np.uint8(ROUGH)
                 if kind == ROUGH:
@@ -162,11 +172,11 @@ def _measure(data, ends, last, kinds, starts, replacements, bodies, spans, chars
                             flags[text] |= LINK
                     else:
                         w_run, slashes = 0, 0
-                        chinese[text] += (0x4E00 <= code <= 0x9FFF) or (0x3400 <= code <= 0x4DBF)
+                        ideographs += (0x4E00 <= code <= 0x9FFF) or (0x3400 <= code <= 0x4DBF)
                 n += count
             if digits >= 11:
                 flags[text] |= DIGITS
-            chars[text] = n
+            chars[text], chinese[text] = n, ideographs
             spans[text, 1] = out
             text += 1
         lines[record, 1] = out

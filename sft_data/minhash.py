@@ -9,6 +9,7 @@ import numba
 import numpy as np
 
 from .dedup import Twins
+from .engine import run_here
 from .features import jaccard
 
 # Three characters changed in a body of 100 leave 0.88, in one of 75 still 0.85. Of the 17 pairs of real records above it two
@@ -22,6 +23,7 @@ def find_twins_minhash(
     sets_of: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     minimum: float,
     progress: Callable[[list], Iterable] = list,
+    run: Callable = run_here,
 ) -> Twins:
     """Drop, in order, each record for the earliest kept one that shares a band with it and is as alike as ``minimum``.
 
@@ -30,10 +32,11 @@ def find_twins_minhash(
         sets_of: features.feature_sets of the records of these indices; asked for candidates only.
         minimum: least Jaccard similarity of the sets of features of two bodies.
         progress: wraps the list of chunks of records that share a band with any other, for a progress bar.
+        run: as engine.run; to group by a band is a job.
     A record is held against kept ones only, so a family costs its size, not the square of it.
     """
     twin, distance = np.full(len(bands), -1, np.int64), np.zeros(len(bands), np.float32)
-    members, groups = _groups(bands)
+    members, groups = _groups(bands, run)
     by_group = members[np.argsort(groups, kind="stable")]  # ascending in each group
     ends = np.cumsum(np.bincount(groups, minlength=1))
     candidates, starts = np.unique(members, return_index=True)
@@ -82,25 +85,26 @@ def _settle(chunk, places, groups, by_group, ends, needed, values, value_ends, m
             twin[i], distance[i] = best, least
 
 
-def _groups(bands: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Membership in groups of at least two records with the same key in a band, sorted by record: (record, group).
-
-    Needs 8 bytes a record at a time beside the memberships: one band after the other.
-    """
+def _groups(bands: np.ndarray, run: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """Membership in groups of at least two records with the same key in a band, sorted by record: (record, group)."""
     members, groups, count = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
-    for band in range(bands.shape[1]):
-        packed = bands[:, band].astype(np.uint64) << np.uint64(32) | np.arange(len(bands), dtype=np.uint64)
-        packed.sort()
-        keys = (packed >> np.uint64(32)).astype(np.uint32)
-        same = keys[1:] == keys[:-1]
-        shared = np.zeros(len(keys), bool)
-        shared[1:] |= same
-        shared[:-1] |= same
-        rows, keys = packed[shared] & np.uint64(0xFFFFFFFF), keys[shared]
-        group = np.cumsum(np.diff(keys, prepend=keys[:1]) != 0) + count
-        count += len(group) and int(group[-1]) - count + 1
-        members.append(rows.astype(np.int64))
-        groups.append(group)
+    for _, (rows, group) in run(_groups_of_band, range(bands.shape[1]), shared=bands):
+        members.append(rows)
+        groups.append(group + count)
+        count += int(group.max(initial=-1)) + 1
     members, groups = np.concatenate(members), np.concatenate(groups)
     order = np.argsort(members, kind="stable")
     return members[order], groups[order]
+
+
+def _groups_of_band(band: int, bands: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Needs 8 bytes a record beside the memberships."""
+    packed = bands[:, band].astype(np.uint64) << np.uint64(32) | np.arange(len(bands), dtype=np.uint64)
+    packed.sort()
+    keys = (packed >> np.uint64(32)).astype(np.uint32)
+    same = keys[1:] == keys[:-1]
+    shared = np.zeros(len(keys), bool)
+    shared[1:] |= same
+    shared[:-1] |= same
+    rows, keys = packed[shared] & np.uint64(0xFFFFFFFF), keys[shared]
+    return rows.astype(np.int64), np.cumsum(np.diff(keys, prepend=keys[:1]) != 0)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from .dedup import find_twins, neighbours
+from .engine import run_here
 from .minhash import find_twins_minhash
 from .mixture import draw, held_out
 from .scan import DUPLICATE, NEAR_DUPLICATE, NEAR_EVAL, Near
@@ -24,6 +25,7 @@ def drop_duplicates(
     exact: bool,
     sets_of: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     progress: Callable[[list], Iterable] = list,
+    run: Callable = run_here,
 ) -> None:
     """Keep the first of every group, in order of preference. near: by its marks, ``table.marks[0]``; not ``exact``: only
     what an earlier run wrote already is left out.
@@ -41,9 +43,9 @@ def drop_duplicates(
     alive = table.alive()
     marks = table.marks[0][alive]
     if near.method == "simhash":
-        twins = find_twins(marks, int(near.threshold), progress)
+        twins = find_twins(marks, int(near.threshold), progress, run)
     else:
-        twins = find_twins_minhash(marks, lambda indices: sets_of(alive[indices]), near.threshold, progress)
+        twins = find_twins_minhash(marks, lambda indices: sets_of(alive[indices]), near.threshold, progress, run)
     table.drop_twins(alive, twins.twin, twins.distance, NEAR_DUPLICATE, old)
 
 

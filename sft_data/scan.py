@@ -22,7 +22,7 @@ from .features import marks
 from .formats import format_of, read_messages
 from .pii import redact_pii
 from .quality import Gates, tidy
-from .screen import screen
+from .screen import Encoded, encoded, screen
 
 _GATES = ("empty", "too_short", "too_long", "low_chinese", "refusal", "advertisement", "drop_pattern", "too_many_urls")
 REASONS = (
@@ -35,6 +35,11 @@ CODE = {reason: code for code, reason in enumerate(REASONS)} | {None: 0}
 BAD, MARKER, DUPLICATE, NEAR_DUPLICATE, NEAR_EVAL, IN_OUT = (
     CODE[name] for name in ("bad_record", "format_marker", "duplicate", "near_duplicate", "near_eval", "in_out")
 )
+
+
+_WITH_INPUT = encoded([("instruction", ""), ("input", ""), ("output", "")])[0]
+_WITHOUT_INPUT = encoded([("instruction", ""), ("output", "")])[0]
+_OTHER_FORMS = {"text", "conversation", "conversations", "messages"}
 
 
 class Near(NamedTuple):
@@ -99,20 +104,18 @@ def scan(job: Job) -> Found:
         data = file.read(job.size)
     codes = np.zeros(len(job.starts), np.uint8)
     batch, rows = [], []
-    read = _fast_firefly if job.kind == "firefly" else _fields_only
     for row, (start, end) in enumerate(zip(job.starts.tolist(), job.ends.tolist(), strict=True)):
         try:
-            fields = read(orjson.loads(data[start:end]), job.kind)
+            batch.append(read_encoded(orjson.loads(data[start:end]), job.kind, rules.redact))
         except (ValueError, AttributeError):  # a JSONDecodeError is a ValueError; [] has no keys to get
             codes[row] = BAD
             continue
-        batch.append(redacted(fields) if rules.redact else fields)
         rows.append(row)
     reasons, bodies, lengths = screen(batch, rules.gates)
     judged = np.fromiter(map(CODE.__getitem__, reasons), np.uint8, len(reasons))
     if job.kind != "hit":
         for i in np.flatnonzero(judged == 0).tolist():
-            if any("<" in text and _marked(tidy(text)) for _, text in batch[i]):
+            if any(b"<" in text and _marked(tidy(text.decode("utf-8", "surrogatepass"))) for text in batch[i][1]):
                 judged[i] = MARKER
     codes[rows] = judged
     sizes = np.zeros((len(codes), 3), np.uint16)
@@ -138,20 +141,25 @@ def read_fields(obj: dict[str, Any], kind: str) -> tuple[Fields, list[dict[str, 
     return firefly_record(obj)
 
 
-def _fields_only(obj: dict[str, Any], kind: str) -> Fields:
-    return read_fields(obj, kind)[0]
+def is_plain(obj: dict[str, Any]) -> bool:
+    """Whether it is an open-data record of the usual form, for which short ways are open."""
+    texts = (
+        type(obj.get("instruction")) is str and type(obj.get("output")) is str and type(obj.get("input") or "") is str
+    )
+    if not texts or len(obj) <= 3:
+        return texts and "text" not in obj
+    return not (obj.get("history") or obj.get("system") or obj.keys() & _OTHER_FORMS)
 
 
-def _fast_firefly(obj: dict[str, Any], kind: str) -> Fields:
-    """The fields of firefly_record, untidied where they need not be: screen() does not mind."""
-    instruction, inp, output = obj.get("instruction"), obj.get("input") or "", obj.get("output")
-    texts = type(instruction) is str and type(inp) is str and type(output) is str
-    if texts and not obj.get("history") and not obj.get("system"):
-        inp = inp and tidy(inp)
-        if inp:
-            return [("instruction", instruction), ("input", inp), ("output", output)]
-        return [("instruction", instruction), ("output", output)]
-    return read_fields(obj, kind)[0]
+def read_encoded(obj: dict[str, Any], kind: str, redact: bool) -> Encoded:
+    """The fields of read_fields for screen(), untidied where they need not be."""
+    if redact or kind == "hit" or not is_plain(obj):
+        fields = read_fields(obj, kind)[0]
+        return encoded(redacted(fields) if redact else fields)
+    instruction, inp, output = obj["instruction"], obj.get("input"), obj["output"]
+    if inp and (inp := tidy(inp)):
+        return _WITH_INPUT, (instruction.encode(), inp.encode(), output.encode())
+    return _WITHOUT_INPUT, (instruction.encode(), output.encode())
 
 
 def redacted(fields: Fields) -> Fields:

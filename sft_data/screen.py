@@ -1,6 +1,7 @@
 """Gates for a batch of records at once; what ``judge`` says of each, at a tenth of the time.
 
-    screen(batch, gates) -> Screened                  batch: the fields of each record, as chatml.hit_record gives them
+    screen(batch, gates) -> Screened                  batch: a list of records in UTF-8, each as encoded(fields) gives it
+    encoded(fields) -> (kinds, texts)                 fields as chatml.hit_record gives them
     judge(fields, gates) -> str | None                one record by the plain functions: the reason to drop it, or None
 
 What the compiled kernel does not know (kernel.py) goes through the plain functions, and so does every text in which a
@@ -18,10 +19,14 @@ from .chatml import Fields
 from .quality import ADVERTISEMENTS, REFUSALS, Gates, check_output, check_pii, check_record, normalise, tidy
 
 _FIELDS = {"instruction": 0, "input": 1, "output": 2, "other": 3}
+_NAMES = tuple(_FIELDS)
 _GATED = ("instruction", "input", "output")
 _OUTPUT = _FIELDS["output"]
 _REASONS = (None, *(f"{name}_{why}" for name in _GATED for why in ("empty", "too_short", "too_long", "low_chinese")))
 _EMPTY, _TOO_SHORT, _TOO_LONG, _LOW_CHINESE = range(1, 5)
+
+
+Encoded = tuple[bytes, tuple[bytes, ...]]  # of each field of a record its kind, a byte, and its text in UTF-8
 
 
 class Screened(NamedTuple):
@@ -45,14 +50,19 @@ def judge(fields: Fields, gates: Gates | None) -> str | None:
     return check_record(fields, gates) if gates else None
 
 
-def screen(batch: list[Fields], gates: Gates | None) -> Screened:
+def encoded(fields: Fields) -> Encoded:
+    return bytes(_FIELDS[name] for name, _ in fields), tuple(
+        text.encode("utf-8", "surrogatepass") for _, text in fields
+    )
+
+
+def screen(batch: list[Encoded], gates: Gates | None) -> Screened:
     """Judge each record by itself, tidied or not; duplicates are for the caller, who sees all batches."""
     if not batch:
         return Screened([], [], np.zeros((0, len(_GATED)), np.int64))
-    texts = [text.encode("utf-8", "surrogatepass") for fields in batch for _, text in fields]
-    counts = np.fromiter(map(len, batch), np.int64, len(batch))
-    found = kernel.measure(texts, counts)
-    kinds = np.fromiter((_FIELDS[name] for fields in batch for name, _ in fields), np.int8, len(texts))
+    kinds = np.frombuffer(b"".join([kinds for kinds, _ in batch]), np.int8)
+    counts = np.fromiter([len(kinds) for kinds, _ in batch], np.int64, len(batch))
+    found = kernel.measure([text for _, texts in batch for text in texts], counts)
     owners = np.repeat(np.arange(len(batch)), counts)
     memory = found.bodies[: int(found.lines[-1, 1])].tobytes()
     reasons = _gate_counts(found, kinds, owners, len(batch), gates)
@@ -65,11 +75,15 @@ def screen(batch: list[Fields], gates: Gates | None) -> Screened:
     cells = np.bincount(owners * len(_FIELDS) + kinds, found.chars, len(batch) * len(_FIELDS))
     lengths = cells.reshape(len(batch), -1)[:, : len(_GATED)].astype(np.int64)
     for row in np.flatnonzero(found.rough).tolist():
-        fields = [(name, normalise(tidy(text))) for name, text in batch[row]]
+        fields = [(_NAMES[kind], normalise(tidy(_decoded(text)))) for kind, text in zip(*batch[row], strict=True)]
         reasons[row] = judge(fields, gates)
         bodies[row] = " ".join(text for _, text in fields).encode("utf-8", "surrogatepass")
         lengths[row] = [sum(len(text) for name, text in fields if name == gated) for gated in _GATED]
     return Screened(reasons, bodies, lengths)
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8", "surrogatepass")
 
 
 def _gate_counts(found: Any, kinds: np.ndarray, owners: np.ndarray, n: int, gates: Gates | None) -> list[str | None]:
@@ -99,14 +113,16 @@ def _gate_words(
     left = np.array([reason is None for reason in reasons]) & ~found.rough
     spans = found.spans.tolist()
     rows = np.flatnonzero(left[owners] & (kinds == _OUTPUT))
-    for row in _suspects(rows, spans, memory, found.flags, bool(gates.drop_patterns)):
+    if not gates.drop_patterns:
+        rows = rows[(found.flags[rows] & kernel.LINK > 0) | _seen(_phrases(), rows, spans, memory)]
+    for row in rows.tolist():
         record = int(owners[row])
         if reasons[record] is None:
             reason = check_output(_text(memory, spans[row]), gates.max_urls, gates.drop_patterns)
             reasons[record] = reason and f"output_{reason}"
     if gates.drop_pii:
-        marked = found.flags & (kernel.AT | kernel.DIGITS) > 0
-        for row in np.flatnonzero(left[owners] & marked).tolist():
+        rows = np.flatnonzero(left[owners] & (found.flags & (kernel.AT | kernel.DIGITS) > 0))
+        for row in rows[_seen(_numbers(), rows, spans, memory)].tolist():
             record = int(owners[row])
             if reasons[record] is None:
                 reasons[record] = check_pii(_text(memory, spans[row]))
@@ -116,22 +132,26 @@ def _text(memory: bytes, span: list[int]) -> str:
     return memory[span[0] : span[1]].decode()
 
 
-def _suspects(rows: np.ndarray, spans: list, memory: bytes, flags: np.ndarray, all_of_them: bool) -> list[int]:
-    """Return the rows, in order, in which an answer's gates may find something: all, or those of a quick look."""
-    if all_of_them or not len(rows):
-        return rows.tolist()
-    answers = [memory[spans[row][0] : spans[row][1]] for row in rows.tolist()]
-    ends = np.cumsum([len(answer) + 1 for answer in answers])
-    hits = [match.start() for match in _quick_look().finditer(b"\n".join(answers))]
-    suspect = flags[rows] & kernel.LINK > 0
-    suspect[np.searchsorted(ends, hits, side="right")] = True
-    return rows[suspect].tolist()
+def _seen(pattern: Any, rows: np.ndarray, spans: list, memory: bytes) -> np.ndarray:
+    """(rows,) bool: in which texts a pattern of RE2 finds something; no match may go over a line's end."""
+    texts = [memory[spans[row][0] : spans[row][1]] for row in rows.tolist()]
+    ends = np.cumsum([len(text) + 1 for text in texts])
+    seen = np.zeros(len(rows), bool)
+    seen[np.searchsorted(ends, [match.start() for match in pattern.finditer(b"\n".join(texts))], side="right")] = True
+    return seen
 
 
 @functools.cache
-def _quick_look() -> Any:
+def _phrases() -> Any:
     """All phrases as one automaton. RE2's word boundaries are those of ASCII, so it finds no less than ``re`` does; no
     class may take a line's end, or a match could begin in one answer and hide one in the next.
     """
     pattern = "|".join(f"(?:{phrase})" for phrase in (*REFUSALS, *ADVERTISEMENTS))
     return re2.compile(pattern.replace("[^", r"[^\n"))
+
+
+@functools.cache
+def _numbers() -> Any:
+    """The least of what pii.py looks for: whatever stands around it, and whatever the check digit."""
+    phone, id_card = "1[3-9][0-9][- ]?[0-9]{4}[- ]?[0-9]{4}", "[0-9]{17}[0-9Xx]"
+    return re2.compile(f"@|{phone}|{id_card}|[0-9]{{16}}|[0-9]{{4}}[- ][0-9]{{4}}[- ][0-9]{{4}}[- ][0-9]{{4}}")

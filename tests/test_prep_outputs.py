@@ -90,13 +90,14 @@ def test_the_order_of_the_input_and_the_number_of_workers_change_no_byte(tmp_pat
 
 
 def test_many_blocks_on_several_workers_give_the_bytes_of_one(tmp_path, monkeypatch):
-    from sft_data import blocks
+    from sft_data import blocks, writing
 
     path = write(tmp_path / "ff.jsonl", [*many(300), *many(50, 100)])
     argv = ["--firefly-json", path, "--near-dup", "--eval-size", "20", "--keep-meta"]
     seen = []
     for workers, size in (("1", 1 << 20), ("3", 5000)):
         monkeypatch.setattr(blocks.split, "__defaults__", (size,))
+        monkeypatch.setattr(writing, "CHUNK", size // 100)
         out = tmp_path / workers
         files = [
             "--out",

@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sft_data.chatml import firefly_record, hit_record
-from sft_data.quality import ADVERTISEMENTS, REFUSALS, Gates, normalise
-from sft_data.screen import judge, screen
+from sft_data.quality import ADVERTISEMENTS, REFUSALS, Gates, check_pii, normalise
+from sft_data.screen import _numbers, encoded, judge, screen
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
 FILLER = "春天的校园里开满了丁香花，同学们在图书馆里安静地读书，老师耐心地解答每一个问题，大家都觉得时间过得很快。"
@@ -32,7 +34,7 @@ def plain(batch, gates):
 
 
 def check(batch, gates):
-    reasons, bodies, lengths = screen(batch, gates)
+    reasons, bodies, lengths = screen(list(map(encoded, batch)), gates)
     kept = [(b, n) for r, b, n in zip(reasons, bodies, lengths.tolist(), strict=True) if r is None]
     expected = plain(batch, gates)
     assert reasons == expected[0]
@@ -124,3 +126,40 @@ def test_later_turns_and_lone_surrogates():
 
 def test_no_record():
     assert screen([], Gates())[:2] == ([], [])
+
+
+PIECES = st.sampled_from(
+    [
+        "手机",
+        "0",
+        "1",
+        "13",
+        "4",
+        "62",
+        "2024",
+        "1380000",
+        "110105194912310",
+        "X",
+        "x",
+        "-",
+        " ",
+        ".",
+        "+86",
+        "@",
+        "a.cn",
+        "。",
+    ]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(PIECES, max_size=14).map("".join))
+def test_the_quick_look_for_numbers_misses_none(text):
+    text = normalise(text)
+    assert check_pii(text) is None or _numbers().search(text.encode())
+
+
+def test_the_quick_look_sees_every_kind_of_number():
+    for text in ("138-1234 5678", "a@b.cn", "11010519491231002X", "6222 0210 0111 6245 702", "6222021001116245702"):
+        assert check_pii(f"号{text}码")
+        assert _numbers().search(f"号{text}码".encode())
