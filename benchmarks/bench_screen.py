@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     screen(list(map(encoded, batch[:1])), gates)  # compiles, or loads what was compiled
     started, fast = time.process_time(), []
     for start in range(0, len(batch), BATCH):
-        reasons, bodies, _ = screen(list(map(encoded, batch[start : start + BATCH])), gates)
+        reasons, bodies, _, _ = screen(list(map(encoded, batch[start : start + BATCH])), gates)
         fast += zip(reasons, bodies, strict=True)
     middle, differ = time.process_time(), 0
     for fields, (reason, body) in zip(batch, fast, strict=True):

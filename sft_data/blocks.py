@@ -216,4 +216,4 @@ def local_text(path: str | os.PathLike, scratch: Path, number: int) -> Text:
         path = copy
     with open_unpacked(path) as file:
         skip_blanks(file)
-        return Text(Path(path), is_parquet or file.peek(1)[:1] == b"[")
+        return Text(Path(os.path.abspath(path)), is_parquet or file.peek(1)[:1] == b"[")

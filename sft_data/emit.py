@@ -7,7 +7,7 @@ dropped(rows) -> list[bytes]         a line for each: where it was, the reason, 
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,7 +21,7 @@ from .features import feature_sets
 from .jsonl import dump_line, parse_record
 from .pii import redact_pii
 from .quality import label, normalise, tidy
-from .scan import REASONS, Rules, is_plain, laid_out, no_garbage_collection, read_encoded, read_fields
+from .scan import REASONS, Rules, laid_out, no_garbage_collection, plain_texts, read_encoded, read_fields
 from .screen import screen
 from .table import File, Table
 
@@ -35,6 +35,7 @@ class Rows(NamedTuple):
     size: np.ndarray
     number: np.ndarray
     code: np.ndarray
+    rough: np.ndarray
     rules: Rules
     meta: bool = False
     twins: tuple[str, ...] = ()  # where the record is that a duplicate was dropped for, and how far off it is
@@ -42,16 +43,16 @@ class Rows(NamedTuple):
 
 
 def rows_at(table: Table, rows: np.ndarray, rules: Rules, meta: bool = False) -> Rows:
-    columns = (column[rows] for column in (table.file, table.start, table.size, table.number, table.codes))
+    columns = (column[rows] for column in (table.file, table.start, table.size, table.number, table.codes, table.rough))
     return Rows(table.files, *columns, rules, meta)
 
 
 @no_garbage_collection()
 def render(rows: Rows) -> list[bytes]:
     lines = []
-    for file, raw, number in _read(rows):
+    for (file, raw, number), rough in zip(_read(rows), rows.rough.tolist(), strict=True):
         obj = orjson.loads(raw)
-        text = None if rows.rules.redact or file.kind == "hit" else _fast_text(obj)
+        text = None if rows.rules.redact or file.kind == "hit" else _fast_text(obj, tidy if rough else str.strip)
         record = {"text": text or _text(obj, file.kind, rows.rules.redact), "source": file.source}
         if "category" in obj or "kind" in obj or "topic" in obj:
             record |= carried(obj)
@@ -68,11 +69,12 @@ def _text(obj: dict[str, Any], kind: str, redact: bool) -> str:
     return render_chatml(messages)
 
 
-def _fast_text(obj: dict[str, Any]) -> str | None:
+def _fast_text(obj: dict[str, Any], clean: Callable[[str], str]) -> str | None:
     """What _text says of an ordinary open-data record, known to be good; None for any other."""
-    if not is_plain(obj):
+    texts = plain_texts(obj)
+    if texts is None:
         return None
-    instruction, inp, output = tidy(obj["instruction"]), tidy(obj.get("input") or ""), tidy(obj["output"])
+    instruction, inp, output = map(clean, texts)
     asked = f"{instruction}\n{inp}" if inp else instruction
     return f"{BEGIN}用户\n{asked}\n{END}\n{BEGIN}智能助手\n{output}\n{END}"
 

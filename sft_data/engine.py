@@ -3,7 +3,8 @@
     run(function, jobs, workers, address=None, shared=None) -> Iterator[(job, result)]
     run_here(function, jobs, shared=None) -> the same, in this process
 
-``shared`` is for what all jobs need and is large: each process gets it once, as a second argument of ``function``. The same functions run either way, so that the bytes written do not depend on where, or on how many processes.
+``shared`` is for what all jobs need and is large: each process gets it once, as a second argument of ``function``. The
+same functions run either way, so that the bytes written do not depend on where, or on how many processes.
 """
 
 import collections

@@ -9,6 +9,7 @@ A record is known by its place from here on; pass two (emit.py) reads it again f
 
 import contextlib
 import gc
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ BAD, MARKER, DUPLICATE, NEAR_DUPLICATE, NEAR_EVAL, IN_OUT = (
 
 _WITH_INPUT = encoded([("instruction", ""), ("input", ""), ("output", "")])[0]
 _WITHOUT_INPUT = encoded([("instruction", ""), ("output", "")])[0]
+_THREE = operator.itemgetter("instruction", "input", "output")
 _OTHER_FORMS = {"text", "conversation", "conversations", "messages"}
 
 
@@ -75,11 +77,13 @@ class Found(NamedTuple):
 
     codes: (records,) uint8, index into REASONS, 0 = keep
     lengths: (records, 3) uint16, characters of instruction, input and output, 0 where it can't be read
+    rough: (records,) bool, which may hold a zero-width character
     prints: (kept, 2) uint64, fingerprints of those to keep, in order; marks: their marks for each of ``nears``
     """
 
     codes: np.ndarray
     lengths: np.ndarray
+    rough: np.ndarray
     prints: np.ndarray
     marks: tuple[np.ndarray, ...]
 
@@ -111,7 +115,7 @@ def scan(job: Job) -> Found:
             codes[row] = BAD
             continue
         rows.append(row)
-    reasons, bodies, lengths = screen(batch, rules.gates)
+    reasons, bodies, lengths, screened_rough = screen(batch, rules.gates)
     judged = np.fromiter(map(CODE.__getitem__, reasons), np.uint8, len(reasons))
     if job.kind != "hit":
         for i in np.flatnonzero(judged == 0).tolist():
@@ -120,10 +124,14 @@ def scan(job: Job) -> Found:
     codes[rows] = judged
     sizes = np.zeros((len(codes), 3), np.uint16)
     sizes[rows] = np.minimum(lengths, 65535)
+    rough = np.ones(len(codes), bool)
+    rough[rows] = screened_rough
     bodies = [bodies[i] for i in np.flatnonzero(judged == 0).tolist()]
     prints = np.frombuffer(b"".join(map(fingerprint, bodies)), np.uint64).reshape(-1, 2)
     memory, spans = laid_out(bodies)
-    return Found(codes, sizes, prints, tuple(marks(memory, spans, near.method, near.features) for near in rules.nears))
+    return Found(
+        codes, sizes, rough, prints, tuple(marks(memory, spans, near.method, near.features) for near in rules.nears)
+    )
 
 
 def laid_out(bodies: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -141,22 +149,26 @@ def read_fields(obj: dict[str, Any], kind: str) -> tuple[Fields, list[dict[str, 
     return firefly_record(obj)
 
 
-def is_plain(obj: dict[str, Any]) -> bool:
-    """Whether it is an open-data record of the usual form, for which short ways are open."""
-    texts = (
-        type(obj.get("instruction")) is str and type(obj.get("output")) is str and type(obj.get("input") or "") is str
-    )
-    if not texts or len(obj) <= 3:
-        return texts and "text" not in obj
-    return not (obj.get("history") or obj.get("system") or obj.keys() & _OTHER_FORMS)
+def plain_texts(obj: dict[str, Any]) -> tuple[str, str, str] | None:
+    """(instruction, input, output), untidied, of an open-data record of the usual form, for which short ways are open."""
+    try:
+        instruction, inp, output = _THREE(obj)
+    except (KeyError, TypeError):
+        return None
+    if type(instruction) is not str or type(inp) is not str or type(output) is not str:
+        return None
+    if len(obj) > 3 and (obj.get("history") or obj.get("system") or obj.keys() & _OTHER_FORMS):
+        return None
+    return instruction, inp, output
 
 
 def read_encoded(obj: dict[str, Any], kind: str, redact: bool) -> Encoded:
     """The fields of read_fields for screen(), untidied where they need not be."""
-    if redact or kind == "hit" or not is_plain(obj):
+    texts = None if redact or kind == "hit" else plain_texts(obj)
+    if texts is None:
         fields = read_fields(obj, kind)[0]
         return encoded(redacted(fields) if redact else fields)
-    instruction, inp, output = obj["instruction"], obj.get("input"), obj["output"]
+    instruction, inp, output = texts
     if inp and (inp := tidy(inp)):
         return _WITH_INPUT, (instruction.encode(), inp.encode(), output.encode())
     return _WITHOUT_INPUT, (instruction.encode(), output.encode())

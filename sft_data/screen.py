@@ -35,11 +35,13 @@ class Screened(NamedTuple):
     reasons: why to drop it, None: keep it
     bodies: the normalised text of all fields of a record to keep, in UTF-8
     lengths: (records, 3) int64, characters of instruction, input and output
+    rough: (records,) bool, which went through the plain functions; no other holds a zero-width character
     """
 
     reasons: list[str | None]
     bodies: list[bytes]
     lengths: np.ndarray
+    rough: np.ndarray
 
 
 def judge(fields: Fields, gates: Gates | None) -> str | None:
@@ -59,7 +61,7 @@ def encoded(fields: Fields) -> Encoded:
 def screen(batch: list[Encoded], gates: Gates | None) -> Screened:
     """Judge each record by itself, tidied or not; duplicates are for the caller, who sees all batches."""
     if not batch:
-        return Screened([], [], np.zeros((0, len(_GATED)), np.int64))
+        return Screened([], [], np.zeros((0, len(_GATED)), np.int64), np.zeros(0, bool))
     kinds = np.frombuffer(b"".join([kinds for kinds, _ in batch]), np.int8)
     counts = np.fromiter([len(kinds) for kinds, _ in batch], np.int64, len(batch))
     found = kernel.measure([text for _, texts in batch for text in texts], counts)
@@ -79,7 +81,7 @@ def screen(batch: list[Encoded], gates: Gates | None) -> Screened:
         reasons[row] = judge(fields, gates)
         bodies[row] = " ".join(text for _, text in fields).encode("utf-8", "surrogatepass")
         lengths[row] = [sum(len(text) for name, text in fields if name == gated) for gated in _GATED]
-    return Screened(reasons, bodies, lengths)
+    return Screened(reasons, bodies, lengths, found.rough)
 
 
 def _decoded(text: bytes) -> str:

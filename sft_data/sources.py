@@ -133,7 +133,7 @@ def _up_to(found: Found, limit: int | None, state: _Progress, source: str) -> Fo
                 state.full.add(source)
                 n = int(rows[i]) + 1
                 marks = tuple(column[: i + 1] for column in found.marks)
-                found = Found(found.codes[:n], found.lengths[:n], found.prints[: i + 1], marks)
+                found = Found(found.codes[:n], found.lengths[:n], found.rough[:n], found.prints[: i + 1], marks)
                 break
     state.kept[source] = kept
     return found

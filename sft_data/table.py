@@ -27,7 +27,7 @@ class Table:
     """Columns, complete after ``close``; n records, of which p passed the gates.
 
     codes: (n,) uint8, index into REASONS; file: (n,) uint16; start: (n,) int64; size, number: (n,) uint32
-    lengths: (n, 3) uint16, characters of instruction, input and output
+    lengths: (n, 3) uint16, characters of instruction, input and output; rough: (n,) bool, may hold zero-width characters
     passed: (p,) int64, rows of those that passed; prints: (p, 2) uint64; marks: a list of (p, ...) uint64
     twin: (p,) int64, of a duplicate the index among the p of the one kept for it, else -1; distance: (p,) float32
     """
@@ -51,6 +51,7 @@ class Table:
         self.file, self.start, self.size, self.number = map(_joined, columns, dtypes)
         self.codes = _joined([found.codes for found in founds], np.uint8)
         self.lengths = _joined([found.lengths for found in founds], np.uint16, (0, 3))
+        self.rough = _joined([found.rough for found in founds], bool)
         self.prints = _joined([found.prints for found in founds], np.uint64, (0, 2))
         self.marks = [np.concatenate(column) for column in zip(*(found.marks for found in founds), strict=True)]
         self.passed = np.flatnonzero(self.codes == 0)

@@ -30,7 +30,8 @@ def run(*argv: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_bytes_equal_those_of_one_process(tmp_path, address):
+@pytest.mark.parametrize("near", [["--near-dup-threshold", "8"], ["--near-dup"]])
+def test_bytes_equal_those_of_one_process(tmp_path, address, near):
     records = [firefly(i) for i in range(400)]
     records += [{**r, "output": r["output"][:50] + "改" + r["output"][51:]} for r in records[:60]] + records[:30]
     shards = []
@@ -41,7 +42,7 @@ def test_bytes_equal_those_of_one_process(tmp_path, address):
     hit = tmp_path / "hit.jsonl"
     hit.write_text("".join(json.dumps(good_hit(i), ensure_ascii=False) + "\n" for i in range(40)), encoding="utf-8")
     argv = ["--firefly-json", str(tmp_path / "ff-*.jsonl"), "--hit-jsonl", str(hit), "--eval-size", "30"]
-    argv += ["--near-dup-threshold", "8", "--total", "200", "--hit-ratio", "0.1"]
+    argv += [*near, "--total", "200", "--hit-ratio", "0.1"]
     written = []
     for name, how in (("one", ["--workers", "1"]), ("ray", ["--engine", "ray", "--address", address])):
         out = tmp_path / name

@@ -34,7 +34,7 @@ def plain(batch, gates):
 
 
 def check(batch, gates):
-    reasons, bodies, lengths = screen(list(map(encoded, batch)), gates)
+    reasons, bodies, lengths, _ = screen(list(map(encoded, batch)), gates)
     kept = [(b, n) for r, b, n in zip(reasons, bodies, lengths.tolist(), strict=True) if r is None]
     expected = plain(batch, gates)
     assert reasons == expected[0]
