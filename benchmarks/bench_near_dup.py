@@ -64,7 +64,7 @@ def load(path: str, no_filter: bool) -> Corpus:
     from sft_data.chatml import firefly_record
     from sft_data.jsonl import read_records
     from sft_data.quality import Gates
-    from sft_data.screen import encoded, screen
+    from sft_data.screen import columns, screen
 
     truth = json.loads(Path(truth_path(path)).read_text(encoding="utf-8"))
     edits, originals = np.zeros(truth["records"], np.int8), np.arange(truth["records"])
@@ -73,7 +73,7 @@ def load(path: str, no_filter: bool) -> Corpus:
         originals[index] = index if original is None else original
     records, reasons, bodies = [firefly_record(record)[0] for _, record in read_records(path)], [], []
     for start in range(0, len(records), BATCH):
-        screened = screen(list(map(encoded, records[start : start + BATCH])), None if no_filter else Gates())
+        screened = screen(columns(records[start : start + BATCH]), None if no_filter else Gates())
         reasons += screened.reasons
         bodies += screened.bodies
     passed = np.array([reason is None for reason in reasons])

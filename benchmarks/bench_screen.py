@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sft_data.chatml import firefly_record
 from sft_data.jsonl import read_records
 from sft_data.quality import Gates, normalise
-from sft_data.screen import encoded, judge, screen
+from sft_data.screen import columns, judge, screen
 
 BATCH = 8192
 
@@ -31,10 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     records = itertools.islice(read_records(args.firefly_json), args.max_records)
     batch = [firefly_record(record)[0] for _, record in records]
     gates = Gates(drop_pii=True)
-    screen(list(map(encoded, batch[:1])), gates)  # compiles, or loads what was compiled
+    screen(columns(batch[:1]), gates)  # compiles, or loads what was compiled
     started, fast = time.process_time(), []
     for start in range(0, len(batch), BATCH):
-        reasons, bodies, _, _ = screen(list(map(encoded, batch[start : start + BATCH])), gates)
+        reasons, bodies, _, _ = screen(columns(batch[start : start + BATCH]), gates)
         fast += zip(reasons, bodies, strict=True)
     middle, differ = time.process_time(), 0
     for fields, (reason, body) in zip(batch, fast, strict=True):

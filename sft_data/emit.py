@@ -21,8 +21,8 @@ from .features import feature_sets
 from .jsonl import dump_line, parse_record
 from .pii import redact_pii
 from .quality import label, normalise, tidy
-from .scan import REASONS, Rules, laid_out, no_garbage_collection, plain_texts, read_encoded, read_fields
-from .screen import screen
+from .scan import REASONS, Rules, laid_out, no_garbage_collection, plain_texts, read_fields, redacted
+from .screen import columns, screen
 from .table import File, Table
 
 
@@ -89,8 +89,8 @@ def feature_sets_of(rows: Rows, features: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bodies(rows: Rows) -> list[bytes]:
-    batch = [read_encoded(orjson.loads(raw), file.kind, rows.rules.redact) for file, raw, _ in _read(rows)]
-    return screen(batch, None).bodies
+    batch = [read_fields(orjson.loads(raw), file.kind)[0] for file, raw, _ in _read(rows)]
+    return screen(columns(list(map(redacted, batch)) if rows.rules.redact else batch), None).bodies
 
 
 def dropped(rows: Rows) -> list[bytes]:

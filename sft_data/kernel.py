@@ -1,7 +1,7 @@
 """What gates and dedup need to know of many texts at once, compiled: the figures of quality.normalise and chinese_ratio,
 bit for bit, at 1/20 of their time.
 
-    measure(texts, counts) -> Measures                  texts of a batch of records, and how many belong to each record
+    measure(data, ends, counts) -> Measures             texts of a batch of records, and how many belong to each record
 
 NFKC goes through a table, one code point at a time. That is exact as long as no code point can join with, or be moved
 before, the one in front of it (Unicode Standard Annex 15, section 9): a record that holds such a one, or a zero-width
@@ -44,12 +44,12 @@ class Measures(NamedTuple):
     rough: np.ndarray
 
 
-def measure(texts: list[bytes], counts: list[int]) -> Measures:
-    """texts: UTF-8; counts: how many texts each record has, at least one."""
-    data = np.frombuffer(b"".join(texts), np.uint8)
-    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
-    last = np.cumsum(np.asarray(counts, np.int64))
-    n, bodies = len(texts), np.empty(_GROWTH * len(data) + 2 * len(texts) + 8, np.uint8)
+def measure(data: np.ndarray, ends: np.ndarray, counts: np.ndarray) -> Measures:
+    """data: texts in UTF-8, one after the other, uint8; ends: (texts,) int64, where each ends; counts: (records,) int64, how
+    many texts each record has, at least one.
+    """
+    last = np.cumsum(counts)
+    n, bodies = len(ends), np.empty(_GROWTH * len(data) + 2 * len(ends) + 8, np.uint8)
     spans, chars, chinese = np.zeros((n, 2), np.int64), np.zeros(n, np.int32), np.zeros(n, np.int32)
     flags, lines, rough = np.zeros(n, np.uint8), np.zeros((len(last), 2), np.int64), np.zeros(len(last), bool)
     _measure(data, ends, last, *_tables(), bodies, spans, chars, chinese, flags, lines, rough)

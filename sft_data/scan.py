@@ -21,9 +21,10 @@ from .chatml import BEGIN, END, Fields, conversation_record, firefly_record, hit
 from .dedup import fingerprint
 from .features import marks
 from .formats import format_of, read_messages
+from .parse import parse
 from .pii import redact_pii
 from .quality import Gates, tidy
-from .screen import Encoded, encoded, screen
+from .screen import Columns, columns, fields_at, screen
 
 _GATES = ("empty", "too_short", "too_long", "low_chinese", "refusal", "advertisement", "drop_pattern", "too_many_urls")
 REASONS = (
@@ -38,8 +39,6 @@ BAD, MARKER, DUPLICATE, NEAR_DUPLICATE, NEAR_EVAL, IN_OUT = (
 )
 
 
-_WITH_INPUT = encoded([("instruction", ""), ("input", ""), ("output", "")])[0]
-_WITHOUT_INPUT = encoded([("instruction", ""), ("output", "")])[0]
 _THREE = operator.itemgetter("instruction", "input", "output")
 _OTHER_FORMS = {"text", "conversation", "conversations", "messages"}
 
@@ -102,36 +101,53 @@ def no_garbage_collection() -> Iterator[None]:
 
 @no_garbage_collection()
 def scan(job: Job) -> Found:
-    rules = job.rules
     with open(job.path, "rb", buffering=0) as file:
         file.seek(job.base)
         data = file.read(job.size)
-    codes = np.zeros(len(job.starts), np.uint8)
-    batch, rows = [], []
-    for row, (start, end) in enumerate(zip(job.starts.tolist(), job.ends.tolist(), strict=True)):
+    n, rules = len(job.starts), job.rules
+    codes, rough, lengths = np.zeros(n, np.uint8), np.ones(n, bool), np.zeros((n, 3), np.uint16)
+    bodies: list[bytes] = [b""] * n
+    for rows, batch in _batches(job, data, codes):
+        reasons, texts, sizes, rough[rows] = screen(batch, rules.gates)
+        judged = np.fromiter(map(CODE.__getitem__, reasons), np.uint8, len(reasons))
+        if job.kind != "hit":
+            _find_markers(batch, judged)
+        codes[rows], lengths[rows] = judged, np.minimum(sizes, 65535)
+        for row, text in zip(rows.tolist(), texts, strict=True):
+            bodies[row] = text
+    bodies = [bodies[row] for row in np.flatnonzero(codes == 0).tolist()]
+    prints = np.frombuffer(b"".join(map(fingerprint, bodies)), np.uint64).reshape(-1, 2)
+    memory, spans = laid_out(bodies)
+    found = tuple(marks(memory, spans, near.method, near.features) for near in rules.nears)
+    return Found(codes, lengths, rough, prints, found)
+
+
+def _batches(job: Job, data: bytes, codes: np.ndarray) -> Iterator[tuple[np.ndarray, Columns]]:
+    """Yield rows and their fields: first the ordinary ones, then the others; of those mark what is no record in ``codes``."""
+    ordinary = np.zeros(len(codes), bool)
+    if job.kind != "hit" and not job.rules.redact:
+        ordinary, fast = parse(data, job.starts, job.ends)
+        yield np.flatnonzero(ordinary), fast
+    rows, batch = [], []
+    for row in np.flatnonzero(~ordinary).tolist():
         try:
-            batch.append(read_encoded(orjson.loads(data[start:end]), job.kind, rules.redact))
+            fields, _ = read_fields(orjson.loads(data[job.starts[row] : job.ends[row]]), job.kind)
         except (ValueError, AttributeError):  # a JSONDecodeError is a ValueError; [] has no keys to get
             codes[row] = BAD
             continue
+        batch.append(redacted(fields) if job.rules.redact else fields)
         rows.append(row)
-    reasons, bodies, lengths, screened_rough = screen(batch, rules.gates)
-    judged = np.fromiter(map(CODE.__getitem__, reasons), np.uint8, len(reasons))
-    if job.kind != "hit":
-        for i in np.flatnonzero(judged == 0).tolist():
-            if any(b"<" in text and _marked(tidy(text.decode("utf-8", "surrogatepass"))) for text in batch[i][1]):
-                judged[i] = MARKER
-    codes[rows] = judged
-    sizes = np.zeros((len(codes), 3), np.uint16)
-    sizes[rows] = np.minimum(lengths, 65535)
-    rough = np.ones(len(codes), bool)
-    rough[rows] = screened_rough
-    bodies = [bodies[i] for i in np.flatnonzero(judged == 0).tolist()]
-    prints = np.frombuffer(b"".join(map(fingerprint, bodies)), np.uint64).reshape(-1, 2)
-    memory, spans = laid_out(bodies)
-    return Found(
-        codes, sizes, rough, prints, tuple(marks(memory, spans, near.method, near.features) for near in rules.nears)
-    )
+    yield np.array(rows, np.int64), columns(batch)
+
+
+def _find_markers(batch: Columns, judged: np.ndarray) -> None:
+    """Drop what could not be read back once it is written: a content with a marker of the format."""
+    places = np.searchsorted(batch.ends, np.flatnonzero(batch.memory == ord("<")), side="right")
+    rows = np.unique(np.repeat(np.arange(len(judged)), batch.counts)[places])
+    rows = rows[judged[rows] == 0].tolist()
+    for row, fields in zip(rows, fields_at(batch, rows), strict=True):
+        if any(BEGIN in text or END in text for _, text in ((name, tidy(text)) for name, text in fields)):
+            judged[row] = MARKER
 
 
 def laid_out(bodies: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -162,21 +178,5 @@ def plain_texts(obj: dict[str, Any]) -> tuple[str, str, str] | None:
     return instruction, inp, output
 
 
-def read_encoded(obj: dict[str, Any], kind: str, redact: bool) -> Encoded:
-    """The fields of read_fields for screen(), untidied where they need not be."""
-    texts = None if redact or kind == "hit" else plain_texts(obj)
-    if texts is None:
-        fields = read_fields(obj, kind)[0]
-        return encoded(redacted(fields) if redact else fields)
-    instruction, inp, output = texts
-    if inp and (inp := tidy(inp)):
-        return _WITH_INPUT, (instruction.encode(), inp.encode(), output.encode())
-    return _WITHOUT_INPUT, (instruction.encode(), output.encode())
-
-
 def redacted(fields: Fields) -> Fields:
     return [(name, redact_pii(text)) for name, text in fields]
-
-
-def _marked(text: str) -> bool:
-    return BEGIN in text or END in text

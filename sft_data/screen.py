@@ -1,7 +1,7 @@
 """Gates for a batch of records at once; what ``judge`` says of each, at a tenth of the time.
 
-    screen(batch, gates) -> Screened                  batch: a list of records in UTF-8, each as encoded(fields) gives it
-    encoded(fields) -> (kinds, texts)                 fields as chatml.hit_record gives them
+    screen(batch, gates) -> Screened                  batch: Columns, as columns() makes them or parse.parse
+    columns(list of fields) -> Columns                fields as chatml.hit_record gives them
     judge(fields, gates) -> str | None                one record by the plain functions: the reason to drop it, or None
 
 What the compiled kernel does not know (kernel.py) goes through the plain functions, and so does every text in which a
@@ -9,6 +9,7 @@ quick look finds something: it only spares those in which there is nothing to fi
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,15 @@ _REASONS = (None, *(f"{name}_{why}" for name in _GATED for why in ("empty", "too
 _EMPTY, _TOO_SHORT, _TOO_LONG, _LOW_CHINESE = range(1, 5)
 
 
-Encoded = tuple[bytes, tuple[bytes, ...]]  # of each field of a record its kind, a byte, and its text in UTF-8
+class Columns(NamedTuple):
+    """The fields of a batch of records: memory, uint8, texts in UTF-8 one after the other; ends: (texts,) int64, where each
+    ends; kinds: (texts,) int8, index into instruction, input, output, other; counts: (records,) int64, fields of each.
+    """
+
+    memory: np.ndarray
+    ends: np.ndarray
+    kinds: np.ndarray
+    counts: np.ndarray
 
 
 class Screened(NamedTuple):
@@ -52,40 +61,48 @@ def judge(fields: Fields, gates: Gates | None) -> str | None:
     return check_record(fields, gates) if gates else None
 
 
-def encoded(fields: Fields) -> Encoded:
-    return bytes(_FIELDS[name] for name, _ in fields), tuple(
-        text.encode("utf-8", "surrogatepass") for _, text in fields
-    )
+def columns(batch: list[Fields]) -> Columns:
+    texts = [text.encode("utf-8", "surrogatepass") for fields in batch for _, text in fields]
+    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+    kinds = np.fromiter((_FIELDS[name] for fields in batch for name, _ in fields), np.int8, len(texts))
+    counts = np.fromiter(map(len, batch), np.int64, len(batch))
+    return Columns(np.frombuffer(b"".join(texts), np.uint8), ends, kinds, counts)
 
 
-def screen(batch: list[Encoded], gates: Gates | None) -> Screened:
+def fields_at(batch: Columns, rows: list[int]) -> Iterator[Fields]:
+    """The fields of these records, as they were given."""
+    last = np.cumsum(batch.counts)
+    for row in rows:
+        places = range(int(last[row] - batch.counts[row]), int(last[row]))
+        spans = ((int(batch.ends[i - 1]) if i else 0, int(batch.ends[i])) for i in places)
+        texts = (batch.memory[start:end].tobytes().decode("utf-8", "surrogatepass") for start, end in spans)
+        yield [(_NAMES[batch.kinds[i]], text) for i, text in zip(places, texts, strict=True)]
+
+
+def screen(batch: Columns, gates: Gates | None) -> Screened:
     """Judge each record by itself, tidied or not; duplicates are for the caller, who sees all batches."""
-    if not batch:
+    n = len(batch.counts)
+    if not n:
         return Screened([], [], np.zeros((0, len(_GATED)), np.int64), np.zeros(0, bool))
-    kinds = np.frombuffer(b"".join([kinds for kinds, _ in batch]), np.int8)
-    counts = np.fromiter([len(kinds) for kinds, _ in batch], np.int64, len(batch))
-    found = kernel.measure([text for _, texts in batch for text in texts], counts)
-    owners = np.repeat(np.arange(len(batch)), counts)
+    found = kernel.measure(batch.memory, batch.ends, batch.counts)
+    owners = np.repeat(np.arange(n), batch.counts)
     memory = found.bodies[: int(found.lines[-1, 1])].tobytes()
-    reasons = _gate_counts(found, kinds, owners, len(batch), gates)
+    reasons = _gate_counts(found, batch.kinds, owners, n, gates)
     if gates:
-        _gate_words(reasons, found, kinds, owners, memory, gates)
+        _gate_words(reasons, found, batch.kinds, owners, memory, gates)
     bodies = [
         memory[start:end] if reason is None else b""
         for (start, end), reason in zip(found.lines.tolist(), reasons, strict=True)
     ]
-    cells = np.bincount(owners * len(_FIELDS) + kinds, found.chars, len(batch) * len(_FIELDS))
-    lengths = cells.reshape(len(batch), -1)[:, : len(_GATED)].astype(np.int64)
-    for row in np.flatnonzero(found.rough).tolist():
-        fields = [(_NAMES[kind], normalise(tidy(_decoded(text)))) for kind, text in zip(*batch[row], strict=True)]
+    cells = np.bincount(owners * len(_FIELDS) + batch.kinds, found.chars, n * len(_FIELDS))
+    lengths = cells.reshape(n, -1)[:, : len(_GATED)].astype(np.int64)
+    rough = np.flatnonzero(found.rough).tolist()
+    for row, given in zip(rough, fields_at(batch, rough), strict=True):
+        fields = [(name, normalise(tidy(text))) for name, text in given]
         reasons[row] = judge(fields, gates)
         bodies[row] = " ".join(text for _, text in fields).encode("utf-8", "surrogatepass")
         lengths[row] = [sum(len(text) for name, text in fields if name == gated) for gated in _GATED]
     return Screened(reasons, bodies, lengths, found.rough)
-
-
-def _decoded(text: bytes) -> str:
-    return text.decode("utf-8", "surrogatepass")
 
 
 def _gate_counts(found: Any, kinds: np.ndarray, owners: np.ndarray, n: int, gates: Gates | None) -> list[str | None]:

@@ -15,9 +15,15 @@ ALIKE = [(0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x20000, 0x2A6DF
 CODES = [c for c in range(0x30000) if not 0xD800 <= c < 0xE000 and not any(a + 30 < c < b - 30 for a, b in ALIKE)]
 
 
+def measured(records: list[list[str]]) -> kernel.Measures:
+    texts = [text.encode() for record in records for text in record]
+    ends = np.cumsum([len(text) for text in texts])
+    return kernel.measure(np.frombuffer(b"".join(texts), np.uint8), ends, np.array([len(r) for r in records]))
+
+
 def compare(records: list[list[str]], signatures: bool = True) -> np.ndarray:
     """Hold each record that is not rough against the plain functions; return which are rough."""
-    found = kernel.measure([text.encode() for record in records for text in record], [len(r) for r in records])
+    found = measured(records)
     marks = features.marks(found.bodies, found.lines, "simhash", "bigram")
     at = 0
     for row, record in enumerate(records):
@@ -91,5 +97,5 @@ def test_flags_leave_out_no_text_with_something_to_find():
         "1234567890",
         "见https：／／x",
     ]
-    flags = kernel.measure([text.encode() for text in texts], [1] * len(texts)).flags.tolist()
+    flags = measured([[text] for text in texts]).flags.tolist()
     assert flags == [kernel.AT, kernel.DIGITS, kernel.DIGITS, kernel.LINK, kernel.LINK, 0, 0, 0, kernel.LINK]

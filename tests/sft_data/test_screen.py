@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sft_data.chatml import firefly_record, hit_record
 from sft_data.quality import ADVERTISEMENTS, REFUSALS, Gates, check_pii, normalise
-from sft_data.screen import _numbers, encoded, judge, screen
+from sft_data.screen import _numbers, columns, judge, screen
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
 FILLER = "春天的校园里开满了丁香花，同学们在图书馆里安静地读书，老师耐心地解答每一个问题，大家都觉得时间过得很快。"
@@ -34,7 +34,7 @@ def plain(batch, gates):
 
 
 def check(batch, gates):
-    reasons, bodies, lengths, _ = screen(list(map(encoded, batch)), gates)
+    reasons, bodies, lengths, _ = screen(columns(batch), gates)
     kept = [(b, n) for r, b, n in zip(reasons, bodies, lengths.tolist(), strict=True) if r is None]
     expected = plain(batch, gates)
     assert reasons == expected[0]
@@ -125,7 +125,7 @@ def test_later_turns_and_lone_surrogates():
 
 
 def test_no_record():
-    assert screen([], Gates())[:2] == ([], [])
+    assert screen(columns([]), Gates())[:2] == ([], [])
 
 
 PIECES = st.sampled_from(
