@@ -54,13 +54,13 @@ def simhash(body: str) -> int:
     features = (code[:-1] << np.uint64(32)) | code[1:] if len(code) > 1 else code
     ones = np.zeros(64, dtype=np.int64)
     for start in range(0, len(features), _CHUNK):
-        mixed = _mix(features[start : start + _CHUNK])
+        mixed = mix(features[start : start + _CHUNK])
         bits = np.unpackbits(mixed.view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
         ones += bits.sum(axis=0, dtype=np.int64)
     return int.from_bytes(np.packbits(2 * ones > len(features), bitorder="little").tobytes(), "little")
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
     """splitmix64's finaliser (Steele, Lea, Flood 2014), elementwise over uint64; overflow wraps as it should."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

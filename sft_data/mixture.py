@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from .dedup import _mix as mix
+from .dedup import mix
 from .errors import UserError
 
 ON_SHORTAGE = ("backfill", "shrink", "repeat", "fail")

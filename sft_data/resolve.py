@@ -1,6 +1,6 @@
 """Between the passes: find duplicates over all records together, and what is too close to an evaluation record.
 
-drop_duplicates(table, near, exact, body_of) -> None       sets codes, twins and distances
+drop_duplicates(table, near, exact, sets_of) -> None       sets codes, twins and distances
 hold_out(table, size, bits, seed) -> {source: indices}     evaluation records; what is close to one leaves training
 """
 

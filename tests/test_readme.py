@@ -1,6 +1,6 @@
 """Both READMEs: the same commands, each one accepted by the script it names, each file they point to really there.
 
-The commands of docs/SCALE_OUT.md too.
+The commands of docs/SCALE_OUT.md, docs/SCALE.md and docs/NEAR_DUP.md too.
 
 That the commands do what they say is shown where they run: run_pipeline.sh runs the stages, the tests of each script
 the rest.
@@ -16,7 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_en.md")}
 
-SCALE_OUT = (ROOT / "docs/SCALE_OUT.md").read_text(encoding="utf-8")
+DOCUMENTS = "".join(
+    (ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("SCALE_OUT", "SCALE", "NEAR_DUP")
+)
 
 
 def commands(text: str) -> list[str]:
@@ -29,7 +31,7 @@ def commands(text: str) -> list[str]:
 def script_calls() -> list[list[str]]:
     """Each call of a Python script of ours, once, as [path from the root, argument, ...]."""
     calls, folder = [], ""
-    for command in commands(TEXTS["README.md"]) + commands(SCALE_OUT):
+    for command in commands(TEXTS["README.md"]) + commands(DOCUMENTS):
         if command == "cd Firefly":
             folder = "Firefly/"
             continue

@@ -1,6 +1,10 @@
 """Pass one says of each record what the plain functions say of it alone; the table keeps every record accounted for."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +22,8 @@ from sft_data.scan import BAD, MARKER, REASONS, Job, Near, Rules, read_fields, s
 from sft_data.screen import judge
 from sft_data.table import File, Table, exact_twins
 
-SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = ROOT / "data" / "samples"
 ASK, ANSWER = (
     "请介绍一下图书馆的开放时间和借书的办法，谢谢你了。",
     "图书馆早上八点开门，晚上十点关门，凭校园卡可以借书十本，借期一个月，到期可以续借一次。" * 3,
@@ -168,11 +173,27 @@ def test_results_come_in_order_and_an_error_after_those_before_it():
 
 
 def kill(_):
-    import os
-
     os._exit(9)
 
 
 def test_a_worker_that_is_killed_is_one_sentence():
     with pytest.raises(UserError, match="内存不够"):
         list(run(kill, iter(range(9)), 2))
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    code = (
+        "import os, time\nfrom sft_data.engine import run\n"
+        "def slow(_):\n    print(os.getpid(), flush=True)\n    time.sleep(600)\n"
+        "list(run(slow, iter(range(9)), 2))\n"
+    )
+    (tmp_path / "slow.py").write_text(code)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, tmp_path / "slow.py"], env=env, stdout=subprocess.PIPE)
+    workers = [int(process.stdout.readline()) for _ in range(2)]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
