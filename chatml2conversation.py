@@ -19,7 +19,8 @@ from typing import Any
 from sft_data.errors import UserError, exit_cleanly
 from sft_data.files import copy_records, form_of, refuse_existing, write_lines
 from sft_data.formats import FORMATS, Messages, dataset_info, format_of, read_messages, split_system, write_record
-from sft_data.jsonl import dump_line, file_exists, read_records
+from sft_data.jsonl import dump_line, read_records
+from sft_data.storage import file_exists
 
 
 def build_parser() -> argparse.ArgumentParser:

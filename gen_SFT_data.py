@@ -212,7 +212,7 @@ def accept(samples: list, topic: str, wanted: int, seen: set[int], tally: Tally)
 
 def write_failed_topics(out: Path, output, failed: dict[str, str], n: int) -> Path:
     """Write the topics that could not be filled, this run's and earlier ones', as a topics file; none: no file."""
-    from sft_data.jsonl import write_atomically
+    from sft_data.storage import write_atomically
 
     path = out.with_name(f"{out.stem}_failed_topics.txt")
     earlier = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -228,7 +228,7 @@ def write_failed_topics(out: Path, output, failed: dict[str, str], n: int) -> Pa
 def write_report(args, teacher, output, topics, tally: Tally, usage: dict, seconds: float, stopped: str | None) -> Path:
     """Write OUT-without-extension + _gen_report.json: this run in full, earlier runs below it."""
     from LLM_data_gen.validation import describe
-    from sft_data.jsonl import write_atomically
+    from sft_data.storage import write_atomically
 
     assert tally.returned == tally.accepted + sum(tally.rejected.values())
     path = args.out.with_name(f"{args.out.stem}_gen_report.json")

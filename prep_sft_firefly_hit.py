@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     from sft_data.engine import default_workers
     from sft_data.files import refuse_existing
-    from sft_data.jsonl import file_exists
+    from sft_data.storage import file_exists, is_remote
 
     paths = outputs_of(args)
     if args.append:
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
 
         check_tokenizer(args.tokenizer)
     args.workers = args.workers or default_workers()
-    scratch = Path(f"{args.out}.scratch" if "://" not in args.out else "prep.scratch")
+    scratch = Path("prep.scratch" if is_remote(args.out) else f"{args.out}.scratch")
     try:
         prepare(args, paths, scratch)
     finally:
@@ -159,42 +159,44 @@ def prepare(args: argparse.Namespace, paths: dict[str, str], scratch: Path) -> N
     resolve.drop_duplicates(table, near, not args.no_dedup, sets_of, show_progress("近似去重"), running)
     names = [one.name for one in inputs if one.name not in resolve.OLD]
     held_out = resolve.hold_out(table, names, args.eval_size or 0, int(plain.threshold), args.seed)
-    log_counts(table, names)
-    kept = {name: len(table.alive(name)) for name in names}
+    counts = {name: table.counts(name) for name in names}
+    log_counts(counts)
+    kept = {name: count["kept"] for name, count in counts.items()}
     if not any(kept.values()) and not args.append:
         raise UserError("没有一条记录通过：请看上面的丢弃原因，放宽相应的参数；没有写任何文件。")
     shares = mixture.shares_of(weights_of(inputs), args.hit_ratio)
     available = {name: kept[name] - len(held_out[name]) for name in names}
     allocated = mixture.allocate(available, args.total, shares, args.on_shortage, args.max_repeat)
     plan = Plan(names, shares, kept, available, allocated, held_out)
-    info = build_info(args, table, plan, near)
+    info = build_info(args, counts, plan, near, len(table.alive("out")))
     write(args, table, plan, rules, info, paths)
     log_mixture(info, paths)
 
 
-def log_counts(table: Any, names: list[str]) -> None:
+def log_counts(counts: dict[str, dict[str, Any]]) -> None:
     from sft_data.mixture import label as name_of
     from sft_data.quality import label
 
-    for name in names:
-        counts = table.counts(name)
-        reasons = sorted(counts["dropped"].items(), key=lambda item: -item[1])
+    for name, count in counts.items():
+        reasons = sorted(count["dropped"].items(), key=lambda item: -item[1])
         dropped = "，".join(f"{label(reason)} {n}" for reason, n in reasons) or "无"
-        log.info("%s：读入 %d 条，保留 %d 条；丢弃：%s", name_of(name), counts["read"], counts["kept"], dropped)
-        for message in counts["bad_records"]:
+        log.info("%s：读入 %d 条，保留 %d 条；丢弃：%s", name_of(name), count["read"], count["kept"], dropped)
+        for message in count["bad_records"]:
             log.warning("已跳过：%s", message)
 
 
-def build_info(args: argparse.Namespace, table: Any, plan: Any, near: Any) -> dict[str, Any]:
+def build_info(
+    args: argparse.Namespace, counts: dict[str, dict[str, Any]], plan: Any, near: Any, old: int
+) -> dict[str, Any]:
+    """old: records that OUT has already."""
     from sft_data import mixture
 
     shares = mixture.delivered(plan.allocated)
     note = mixture.explain(plan.available, plan.allocated, args.total, plan.shares)
     limits = {"instruction": "ins", "input": "inp", "output": "out"}
-    old = len(table.alive("out"))
     return {
         "sources": {f"{name}_kept": n for name, n in plan.kept.items()},
-        "counts": {name: table.counts(name) for name in plan.names},
+        "counts": counts,
         "held_out": {name: len(indices) for name, indices in plan.held_out.items()},
         "allocated": plan.allocated,
         "appended_to": old,

@@ -19,6 +19,7 @@ import numpy as np
 
 from .errors import UserError
 from .jsonl import PARQUET, dump_line, is_packed, open_unpacked, read_parquet, skip_blanks, wants_more, why_not_text
+from .storage import is_remote
 
 SIZE = 8 << 20  # bytes of a block
 _LONGEST = 64 << 20  # bytes of a record: an array with a stray quote would be one record to its end
@@ -199,7 +200,7 @@ class Text(NamedTuple):
 def local_text(path: str | os.PathLike, scratch: Path, number: int) -> Text:
     """Return ``path`` itself where it is a plain file on this machine; anything else is unpacked into ``scratch``."""
     path, is_parquet = str(path), False
-    if not ("://" not in path and os.path.isfile(path) and not is_packed(path)):
+    if is_remote(path) or not os.path.isfile(path) or is_packed(path):
         scratch.mkdir(parents=True, exist_ok=True)
         copy = scratch / f"{number}.json"
         with open(copy, "wb") as out, open_unpacked(path) as file:

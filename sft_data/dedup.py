@@ -3,7 +3,6 @@
     fingerprint(body) -> bytes                       128 bits of a body in UTF-8; equal for equal normalised bodies
     simhash(body) -> int                             64-bit SimHash over character bigrams; features.marks for many
     find_twins(signatures, threshold) -> Twins       of each record the earlier kept one that it is dropped for
-    near_duplicates(signatures, threshold) -> bool   True where there is one
     close_pairs(signatures, threshold) -> pairs      all pairs within threshold
     neighbours(signatures, others, threshold) -> bool   which are within threshold of any of others
 
@@ -66,13 +65,6 @@ def mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
-
-
-def near_duplicates(
-    signatures: Sequence[int] | np.ndarray, threshold: int, progress: Callable[[list], Iterable] = list
-) -> np.ndarray:
-    """(n,) bool, True = drop: ``find_twins`` has a twin for it."""
-    return find_twins(signatures, threshold, progress).twin >= 0
 
 
 def find_twins(

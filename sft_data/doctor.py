@@ -17,23 +17,14 @@ from typing import Any
 from .blocks import split
 from .errors import UserError
 from .findings import Findings, Look, Place, Twins
-from .jsonl import (
-    PARQUET,
-    dump_line,
-    file_exists,
-    is_remote,
-    open_unpacked,
-    read_parquet,
-    read_records,
-    write_atomically,
-)
+from .jsonl import BOM, PARQUET, dump_line, open_unpacked, read_parquet, read_records
 from .looks import Record, file_look, read, suspicions
 from .shapes import array_inside, encoding_of, key_of, multiline, objects, other_file, recoded
 from .sources import Input
+from .storage import file_exists, is_remote, write_atomically
 
 _PIECE = 1 << 16
 _HEAD = 1 << 20  # bytes from which the encoding and the shape of a file are told
-_BOM = b"\xef\xbb\xbf"
 
 Raws = Iterable[tuple[int, bytes]]  # number (of the line or element, from 1) and record
 
@@ -158,14 +149,14 @@ class _File:
             deque(pieces, 0)  # to its end: it may be a cut archive as well
             self.tell(look)
             return
-        if head.startswith(_BOM):
+        if head.startswith(BOM):
             self.tell(
                 Look("utf8_bom", "", "开头有 UTF-8 BOM", "不影响 prep；别的程序读不了时，请另存为不带 BOM 的 UTF-8")
             )
         self._text(head, pieces)
 
     def _text(self, head: bytes, pieces: Iterator[bytes]) -> None:
-        begin = head.removeprefix(_BOM).lstrip()
+        begin = head.removeprefix(BOM).lstrip()
         first = begin.partition(b"\n")[0]
         if begin.startswith(b"[") or isinstance(read(first, self.kind, True, False), Record):
             self._split(head, pieces, is_array=begin.startswith(b"["))

@@ -18,17 +18,8 @@ from itertools import chain
 from typing import Any, BinaryIO, Protocol
 
 from .errors import UserError
-from .jsonl import (
-    Renames,
-    dump_line,
-    file_exists,
-    is_remote,
-    open_unpacked,
-    read_records,
-    skip_blanks,
-    write_atomically,
-    zstd_library,
-)
+from .jsonl import dump_line, open_unpacked, read_records, skip_blanks, zstd_library
+from .storage import Renames, file_exists, is_remote, write_atomically
 
 _BUFFER = 1 << 20
 _ROWS, _BYTES = 8192, 64 << 20  # a row group ends at whichever comes first: memory is bounded, and so are bytes equal

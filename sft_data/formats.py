@@ -18,6 +18,7 @@ import os
 from typing import Any
 
 from .chatml import BEGIN, carried, check_order, firefly_fields, firefly_messages, parse_chatml, render_chatml
+from .storage import is_remote
 
 FORMATS = ("firefly", "messages", "sharegpt", "alpaca", "chatml")
 Messages = list[dict[str, str]]
@@ -205,6 +206,6 @@ _COLUMNS = {
 def dataset_info(form: str, path: str | os.PathLike) -> dict[str, Any]:
     """Return the entry for LLaMA-Factory's dataset_info.json, by an absolute path so that the file may stay here."""
     name, ending = os.path.splitext(os.path.basename(path))
-    if form not in _COLUMNS or ending.lower() not in (".json", ".jsonl", ".parquet") or "://" in os.fspath(path):
+    if form not in _COLUMNS or ending.lower() not in (".json", ".jsonl", ".parquet") or is_remote(path):
         return {}
     return {name: {"file_name": os.path.abspath(path), **_COLUMNS[form]}}

@@ -2,8 +2,6 @@
 
     read_records(path, on_bad=None) -> Iterator[tuple[str, dict]]    (where, object) for each record, streamed
     parse_record(raw, where, is_array) -> dict                       one record's bytes; UserError says what is wrong
-    write_atomically(path) -> context manager giving a binary file   X.part, renamed to X when the block succeeds
-    all_together() -> context manager giving a list for write_atomically: several files, renamed when all are whole
     dump_line(obj) -> bytes                                          one JSON line, UTF-8, newline included
     mend_last_line(path) -> int                                      bytes cut off an append-only file after a kill
 
@@ -19,19 +17,17 @@ import gzip
 import io
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from .errors import UserError
+from .storage import file_exists, is_remote, remote
 
 OnBad = Callable[[UserError], None]
-Renames = list[tuple[Path, Path]]
 
 PARQUET = b"PAR1"
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BUFFER = 1 << 20
@@ -96,81 +92,6 @@ def dump_line(obj: Any) -> bytes:
     import orjson
 
     return orjson.dumps(obj, option=orjson.OPT_APPEND_NEWLINE)
-
-
-@contextlib.contextmanager
-def write_atomically(path: str | os.PathLike, waiting: Renames | None = None) -> Iterator[BinaryIO]:
-    """Open ``path`` + ".part" for writing; rename it to ``path`` if the block ends well, remove it if not.
-
-    Whatever goes wrong (no space, Ctrl-C, a bug), an existing ``path`` stays as it was. An address such as
-    s3://bucket/x.jsonl is written on this machine first and sent when it is whole. waiting: of ``all_together``.
-    """
-    if is_remote(path):
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder) / "whole"
-            with open(local, "wb", buffering=_BUFFER) as file:
-                yield file
-            filesystem, inside = remote(path)
-            filesystem.makedirs(filesystem._parent(inside), exist_ok=True)
-            filesystem.put_file(str(local), f"{inside}.part")
-            filesystem.mv(f"{inside}.part", inside)
-        return
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise UserError(f"{path}：这是一个目录，请给出文件路径。")
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb", buffering=_BUFFER) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if waiting is not None:
-            waiting.append((part, path))
-            return
-        os.replace(part, path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # write() names no file; the user needs to know which
-        raise
-    finally:
-        if (part, path) not in (waiting or ()):
-            part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def all_together() -> Iterator[Renames]:
-    """Let the files of a run take their places when all of them are on disk, or none."""
-    waiting: Renames = []
-    try:
-        yield waiting
-        for part, path in waiting:
-            os.replace(part, path)
-    finally:
-        for part, _ in waiting:
-            part.unlink(missing_ok=True)
-
-
-def is_remote(path: str | os.PathLike) -> bool:
-    return "://" in str(path)
-
-
-def remote(path: str | os.PathLike) -> tuple[Any, str]:
-    """Return fsspec's file system of an address, and the path in it."""
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(str(path))
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"{path}：打不开这种地址（{error}）；s3:// 需要 pip install s3fs，oss:// 需要 ossfs。"
-        ) from None
-
-
-def file_exists(path: str | os.PathLike) -> bool:
-    if not is_remote(path):
-        return os.path.exists(path)
-    filesystem, inside = remote(path)
-    return filesystem.exists(inside)
 
 
 def mend_last_line(path: str | os.PathLike) -> int:
@@ -275,7 +196,7 @@ def zstd_library() -> Any:
 def skip_blanks(file: io.BufferedReader) -> tuple[int, int]:
     """Skip a BOM and leading white space; return the numbers of newlines and of bytes skipped."""
     newlines, skipped = 0, 0
-    if file.peek(3).startswith(_BOM):
+    if file.peek(3).startswith(BOM):
         skipped += len(file.read(3))
     while chunk := file.peek(1):
         blanks = len(chunk) - len(chunk.lstrip())

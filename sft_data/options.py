@@ -99,8 +99,8 @@ def near_of(args: argparse.Namespace) -> Any:
 
 def inputs_of(args: argparse.Namespace) -> list[Any]:
     """The sources in order of preference; what an earlier run wrote, with --append, before all."""
-    from .jsonl import file_exists
     from .sources import Input, expand, parse_source
+    from .storage import file_exists
 
     old = [("out", args.out), ("eval", beside(args.out, "_eval"))] if args.append else []
     inputs = [Input(name, "hit", [path], judged=False) for name, path in old if file_exists(path)]

@@ -1,6 +1,6 @@
 """A page about one run of preparation, for people to look at: what came in, what was dropped and why, what is trained on.
 
-    build_page(args, table, plan, rules, info) -> str      one file of HTML, in Chinese, the same for the same input
+    build_page(args, table, plan, rules, info, rows) -> str      one file of HTML, in Chinese, the same for the same input
     check_tokenizer(path) -> None                          UserError when --tokenizer can't be used; ask it early
 
 Counts come from the table; records are read again for a few samples (report_samples.py), and some of the chosen ones
@@ -21,13 +21,15 @@ from .report_samples import FIELDS, Records, families, samples
 from .report_tokens import check_tokenizer, token_lengths
 from .scan import Rules
 from .table import Table
-from .writing import Plan, choose
+from .writing import Plan
 
 __all__ = ["build_page", "check_tokenizer"]
 
 
-def build_page(args: argparse.Namespace, table: Table, plan: Plan, rules: Rules, info: dict[str, Any]) -> str:
-    rows = choose(table, plan, args.seed)
+def build_page(
+    args: argparse.Namespace, table: Table, plan: Plan, rules: Rules, info: dict[str, Any], rows: np.ndarray
+) -> str:
+    """rows: of the table, those that are trained on."""
     records = Records(table, plan, rules, (info["near_dup"] or {}).get("method"))
     sections = [
         ("overview", "概况", _overview(args, plan, info)),

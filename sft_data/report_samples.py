@@ -38,7 +38,7 @@ class Records(NamedTuple):
 def samples(run: Records, seed: int) -> str:
     """Of every reason, the most frequent first, some records and what in them it is about."""
     table, drawn = run.table, random.Random(seed)
-    fresh = ~np.isin(table.file, [i for i, file in enumerate(table.files) if file.source in OLD])
+    fresh = ~table.rows_of(*OLD)
     tally = np.bincount(table.codes[fresh], minlength=len(REASONS))
     tally[0] = 0
     parts = []

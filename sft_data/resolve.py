@@ -32,7 +32,7 @@ def drop_duplicates(
 
     sets_of: the feature sets of records, by their indices among those that passed; asked for MinHash's candidates.
     """
-    old = np.isin(table.file[table.passed], [i for i, file in enumerate(table.files) if file.source in OLD])
+    old = table.rows_of(*OLD)[table.passed]
     everything = np.arange(len(table.passed))
     twin = exact_twins(table.prints)
     if not exact:

@@ -16,8 +16,9 @@ import numpy as np
 from .blocks import local_text, split
 from .engine import run
 from .errors import UserError
-from .jsonl import is_remote, open_unpacked, parse_record, remote
+from .jsonl import open_unpacked, parse_record
 from .scan import BAD, Found, Job, Rules, read_fields, scan
+from .storage import is_remote, remote
 from .table import File, Table
 
 log = logging.getLogger("prep")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .blocks import Text, name_place
-from .scan import BAD, DUPLICATE, IN_OUT, NEAR_DUPLICATE, REASONS, Found, Job
+from .scan import DUPLICATE, IN_OUT, NEAR_DUPLICATE, REASONS, Found, Job
 
 
 class File(NamedTuple):
@@ -62,9 +62,9 @@ class Table:
     def sources(self) -> list[str]:
         return list(dict.fromkeys(file.source for file in self.files))
 
-    def rows_of(self, source: str) -> np.ndarray:
-        """(n,) bool: which records are of that source."""
-        mine = [i for i, file in enumerate(self.files) if file.source == source]
+    def rows_of(self, *sources: str) -> np.ndarray:
+        """(n,) bool: which records are of one of these sources."""
+        mine = [i for i, file in enumerate(self.files) if file.source in sources]
         return np.isin(self.file, mine)
 
     def alive(self, source: str | None = None) -> np.ndarray:
@@ -80,12 +80,6 @@ class Table:
 
     def where(self, row: int) -> str:
         return self.files[self.file[row]].where(int(self.number[row]))
-
-    def raw(self, row: int) -> bytes:
-        """The bytes of a record."""
-        with open(self.files[self.file[row]].text.path, "rb") as file:
-            file.seek(int(self.start[row]))
-            return file.read(int(self.size[row]))
 
     def drop_twins(
         self, indices: np.ndarray, twin: np.ndarray, distance: np.ndarray, code: int, old: np.ndarray
@@ -118,9 +112,6 @@ class Table:
             "kept": tally[0],
             "bad_records": self.bad.get(source, []),
         }
-
-    def bad_rows(self, source: str) -> list[int]:
-        return np.flatnonzero(self.rows_of(source) & (self.codes == BAD)).tolist()
 
 
 def _joined(parts: Any, dtype: type, shape: tuple[int, ...] = (0,)) -> np.ndarray:

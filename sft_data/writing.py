@@ -14,10 +14,11 @@ import numpy as np
 from .emit import Rows, body_of, dropped, render, rows_at
 from .engine import run
 from .files import copy_records, write_lines
-from .jsonl import all_together, dump_line, write_atomically
+from .jsonl import dump_line
 from .mixture import draw, shuffled
 from .resolve import OLD
 from .scan import DUPLICATE, IN_OUT, NEAR_DUPLICATE, Rules
+from .storage import all_together, write_atomically
 from .table import Table
 
 CHUNK = 4096  # records rendered at a time
@@ -52,18 +53,18 @@ def write(
     """None of the files takes its place before all of them are whole."""
     import orjson
 
-    rows = choose(table, plan, args.seed)
+    chosen = choose(table, plan, args.seed)
     with all_together() as waiting, contextlib.ExitStack() as stack:
         out = stack.enter_context(write_lines(paths["out"], waiting))
         if args.append and "out" in table.sources:
             copy_records(args.out, out)
-        _write_rows(args, "写出", render, _chunks(table, rows, rules, args.keep_meta), len(rows), out)
+        _write_rows(args, "写出", render, _chunks(table, chosen, rules, args.keep_meta), len(chosen), out)
         if "eval" in paths:
             rows = table.passed[np.concatenate(list(plan.held_out.values()))]
             file = stack.enter_context(write_lines(paths["eval"], waiting))
             _write_rows(args, "写出评测集", render, _chunks(table, rows, rules, args.keep_meta), len(rows), file)
         if "dropped_out" in paths:
-            rows = np.flatnonzero((table.codes > 0) & ~np.isin(table.file, _old_files(table)))
+            rows = np.flatnonzero((table.codes > 0) & ~table.rows_of(*OLD))
             file = stack.enter_context(write_lines(paths["dropped_out"], waiting))
             _write_rows(args, "写出丢弃的", dropped, _with_twins(table, rows, rules), len(rows), file)
         if "dups_out" in paths:
@@ -76,7 +77,7 @@ def write(
             from .report import build_page
 
             file = stack.enter_context(write_atomically(paths["report"], waiting))
-            file.write(build_page(args, table, plan, rules, info).encode())
+            file.write(build_page(args, table, plan, rules, info, chosen).encode())
 
 
 def _write_rows(args: argparse.Namespace, what: str, function: Any, jobs: Iterator[Rows], total: int, out: Any) -> None:
@@ -120,10 +121,6 @@ def _pairs(both: tuple[Rows, Rows]) -> list[bytes]:
         )
         lines.append(dump_line({"distance": gone.distances[i], **dict(zip(("kept", "dropped"), sides, strict=True))}))
     return lines
-
-
-def _old_files(table: Table) -> list[int]:
-    return [i for i, file in enumerate(table.files) if file.source in OLD]
 
 
 def show_progress(what: str) -> Any:

@@ -13,15 +13,9 @@ import chatml2conversation as convert
 from sft_data.chatml import render_chatml
 from sft_data.formats import FORMATS
 from sft_data.jsonl import read_records
+from tests.sft_data.test_formats import SYSTEM, TURNS
 
 ROOT = Path(__file__).resolve().parents[1]
-SYSTEM = {"role": "system", "content": "你是助手。"}
-TURNS = [
-    {"role": "user", "content": "问一\n第二行"},
-    {"role": "assistant", "content": "答一"},
-    {"role": "user", "content": "问二"},
-    {"role": "assistant", "content": "答二"},
-]
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_data.blocks import local_text, split
-from sft_data.jsonl import dump_line, write_atomically
+from sft_data.jsonl import dump_line
+from sft_data.storage import write_atomically
 
 VALUES = st.recursive(
     st.none()
@@ -79,7 +80,8 @@ def test_a_text_that_can_be_read_anywhere_in(tmp_path, pack):
 
 
 def test_an_address_is_written_and_read_whole():
-    from sft_data.jsonl import file_exists, read_records
+    from sft_data.jsonl import read_records
+    from sft_data.storage import file_exists
 
     def fail():
         with write_atomically("memory://x/half.jsonl") as file:

@@ -5,8 +5,13 @@ import random
 import numpy as np
 import pytest
 
-from sft_data.dedup import MAX_THRESHOLD, close_pairs, find_twins, fingerprint, near_duplicates, neighbours, simhash
+from sft_data.dedup import MAX_THRESHOLD, close_pairs, find_twins, fingerprint, neighbours, simhash
 from sft_data.hamming import blocks
+
+
+def near_duplicates(signatures, threshold: int) -> np.ndarray:
+    return find_twins(signatures, threshold).twin >= 0
+
 
 MASK = (1 << 64) - 1
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from sft_data.errors import UserError
-from sft_data.jsonl import dump_line, mend_last_line, read_records, write_atomically
+from sft_data.jsonl import dump_line, mend_last_line, read_records
+from sft_data.storage import write_atomically
 
 zstd = pytest.importorskip("backports.zstd" if sys.version_info < (3, 14) else "compression.zstd")
 
@@ -191,7 +192,7 @@ def test_a_real_interrupt_leaves_the_old_file(tmp_path):
     target = tmp_path / "out.jsonl"
     target.write_text("old")
     code = (
-        "import sys, time\nfrom sft_data.jsonl import write_atomically\nfrom sft_data.errors import exit_cleanly\n"
+        "import sys, time\nfrom sft_data.storage import write_atomically\nfrom sft_data.errors import exit_cleanly\n"
         "@exit_cleanly\ndef main(argv=None):\n"
         "    with write_atomically(sys.argv[1]) as file:\n        file.write(b'half')\n        print('go', flush=True)\n"
         "        time.sleep(30)\nsys.exit(main())\n"
