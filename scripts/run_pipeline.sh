@@ -158,17 +158,18 @@ fi
 value_of() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" "Firefly/$ARGS_FILE"; }
 MODE=$(value_of train_mode) TEMPLATE=$(value_of template_name)
 HERE=$(pwd)
+FROM=$HERE/; [[ $RUN = /* ]] && FROM=""  # what turns a path of this run into one that holds in Firefly/ too
 
 # train STAGE DATA BASE : one training stage, then its merge. A run that was cut goes on from its last checkpoint.
 train_stage() {
     local n=$1 data=$2 base=$3 out=$RUN/stage$1
-    local args=(--train_args_file "$ARGS_FILE" --model_name_or_path "$base" --train_file "$HERE/$data"
-        --eval_file "$HERE/$EVAL" --output_dir "$HERE/$out")
+    local args=(--train_args_file "$ARGS_FILE" --model_name_or_path "$base" --train_file "$FROM$data"
+        --eval_file "$FROM$EVAL" --output_dir "$FROM$out")
     # The tiny model, which knows nothing yet, needs to see the few HIT records more often than a real one would.
     if [ "$n" = 2 ] && [ -z "${MODEL:-}" ]; then args+=(--num_train_epochs 7); fi
     if stage "train$n" "$data" "$out/train_results.json" "${args[@]}" "$(cksum "Firefly/$ARGS_FILE")"; then
         aside "$out"
-        if compgen -G "$out/checkpoint-*" > /dev/null; then args+=(--resume_from_checkpoint_path "$HERE/$out"); fi
+        if compgen -G "$out/checkpoint-*" > /dev/null; then args+=(--resume_from_checkpoint_path "$FROM$out"); fi
         echo "\$ cd Firefly" >&2
         if [ -n "${GPUS:-}" ]; then
             (cd Firefly && run "$HERE/$VENV/bin/deepspeed" --num_gpus="$GPUS" train.py "${args[@]}")
@@ -190,7 +191,7 @@ train_stage() {
 }
 train_stage 1 "$S1" "$BASE"
 M1=$MERGED
-train_stage 2 "$S2" "$HERE/$M1"
+train_stage 2 "$S2" "$FROM$M1"
 M2=$MERGED
 
 # ---- results: held-out loss, and three questions ---------------------------------------------------------------------
