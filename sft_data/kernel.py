@@ -9,6 +9,7 @@ character, is marked ``rough`` and is for the plain functions.
 """
 
 import functools
+import itertools
 import unicodedata
 from typing import NamedTuple
 
@@ -18,8 +19,8 @@ import numpy as np
 KEEP, SPACE, REPLACE, ROUGH = range(4)
 AT, DIGITS, LINK = 1, 2, 4  # what a text must hold for an e-mail address, a number that names somebody, a link
 _LIMIT = 0x30000  # code points from here on are rough
-# Ideographs, Hangul syllables, private use: most code points by far, none of which NFKC changes.
-_UNCHANGED = (range(0x3400, 0xA000), range(0xAC00, 0xD7A4), range(0xE000, 0xF900), range(0x20000, 0x2F800))
+# All but ideographs, Hangul syllables, private use: most code points by far, none of which NFKC changes.
+_CHANGED = (range(0x3400), range(0xA000, 0xAC00), range(0xD7A4, 0xE000), range(0xF900, 0x20000), range(0x2F800, _LIMIT))
 _ZERO_WIDTH = (0x200B, 0x200C, 0x200D, 0x200E, 0x200F, 0x2060, 0xFEFF)
 _GROWTH = 3  # a replacement of more bytes than this for each of its own makes a text rough
 
@@ -59,7 +60,7 @@ def measure(data: np.ndarray, ends: np.ndarray, counts: np.ndarray) -> Measures:
 @functools.cache
 def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return kinds (_LIMIT,) uint8; starts (_LIMIT,) int32 into replacements, uint32: a count, then code points."""
-    codes = [code for code in range(_LIMIT) if not any(code in unchanged for unchanged in _UNCHANGED)]
+    codes = list(itertools.chain(*_CHANGED))
     chars = list(map(chr, codes))
     parts = [unicodedata.decomposition(char).split() for char in chars]
     joining = {*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)}  # Hangul vowels and finals
@@ -99,6 +100,17 @@ def _decode(data, at):
     if lead < 0xF0:
         return ((lead & 0x0F) << 12) | (second << 6) | third, at + 3
     return ((lead & 0x07) << 18) | (second << 12) | (third << 6) | np.uint32(data[at + 3] & 0x3F), at + 4
+
+
+@numba.njit(cache=True, nogil=True)
+def copied(source, memory, out):
+    """Write these bytes; return where they end. Both being views of one length, LLVM makes vector code of it: three to ten
+    times the speed of a slice's assignment.
+    """
+    target = memory[out : out + len(source)]
+    for i in range(len(source)):
+        target[i] = source[i]
+    return out + len(source)
 
 
 @numba.njit(cache=True, nogil=True)

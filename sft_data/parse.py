@@ -10,15 +10,18 @@ characters. At anything else, well-formed or not, the record is passed over: to 
 import numba
 import numpy as np
 
-from .kernel import _encode
+from .kernel import _encode, copied
 from .screen import Columns
 
 _FORMS = ("instruction", "input", "output", "target")
+_CARRIED = ("category", "kind", "topic")  # beside the text, see chatml.carried
 _NOT_PLAIN = ("history", "system", "text", "conversation", "conversations", "messages")  # another form, see formats.py
-_KEYS = [key.encode() for key in (*_FORMS, *_NOT_PLAIN)]
+_KEYS = [key.encode() for key in (*_FORMS, *_CARRIED, *_NOT_PLAIN)]
 _LETTERS = np.frombuffer(b"".join(_KEYS), np.uint8)
 _ENDS = np.cumsum([len(key) for key in _KEYS])
-_INSTRUCTION, _INPUT, _OUTPUT, _TARGET = range(4)
+_INSTRUCTION, _INPUT, _OUTPUT, _TARGET, CATEGORY, KIND, TOPIC = range(len(_FORMS) + len(_CARRIED))
+ODD = 1 << 32  # what a \\u or \\/ counts, for it may be written in another way
+KNOWN = len(_FORMS) + len(_CARRIED)
 
 
 def parse(data: bytes, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, Columns]:
@@ -36,23 +39,17 @@ def parse(data: bytes, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray
 
 @numba.njit(cache=True, nogil=True)
 def _parse(data, starts, ends, memory, text_ends, kinds, counts):
-    used, out, found = 0, 0, np.empty((4, 3), np.int64)
+    used, out, found = 0, 0, np.empty((KNOWN, 3), np.int64)
     for record in range(len(starts)):
-        if not _find(data, starts[record], ends[record], found):
-            continue
-        order = (_INSTRUCTION, _INPUT, _OUTPUT)
-        if found[_OUTPUT, 0] < 0 and found[_TARGET, 0] >= 0:
-            order = (_INPUT, -1, _TARGET)
-        if found[order[0], 0] < 0 or found[order[2], 0] < 0:
+        if not find(data, starts[record], ends[record], found):
             continue
         at, place, good = out, used, True
-        for kind in range(3):
-            key = order[kind]
-            if key < 0 or (kind == 1 and found[key, 0] == found[key, 1]) or found[key, 0] < 0:
+        for kind, key in enumerate(keys_of(found)):
+            if key < 0 or (kind == 1 and found[key, 0] == found[key, 1]):
                 continue
             before = at
-            at = _unescape(data, found[key, 0], found[key, 1], found[key, 2], memory, at)
-            if at < 0 or (kind == 1 and not _says_something(memory, before, at)):
+            at = unescape(data, found[key], memory, at)
+            if kind == 1 and not says_something(memory, before, at):
                 good = False
                 break
             text_ends[place], kinds[place] = at, kind
@@ -64,9 +61,20 @@ def _parse(data, starts, ends, memory, text_ends, kinds, counts):
 
 
 @numba.njit(cache=True, nogil=True)
-def _find(data, at, end, found):
-    """Fill ``found`` with where the values of the four keys lie, between their quotes, and how many escapes they have (-1: no
-    such key); False when the record is not ordinary. A key that comes twice has its last value, as for other parsers.
+def keys_of(found):
+    """Which keys hold the instruction, the input and the output; -1: none does. All -1: the record is not ordinary."""
+    if found[_OUTPUT, 0] < 0 and found[_TARGET, 0] >= 0:
+        return (_INPUT, -1, _TARGET) if found[_INPUT, 0] >= 0 else (-1, -1, -1)
+    if found[_OUTPUT, 0] < 0 or found[_INSTRUCTION, 0] < 0:
+        return -1, -1, -1
+    return _INSTRUCTION, _INPUT if found[_INPUT, 0] >= 0 else -1, _OUTPUT
+
+
+@numba.njit(cache=True, nogil=True)
+def find(data, at, end, found):
+    """Fill ``found``, (KNOWN, 3) int64, with where the values of the known keys lie, between their quotes, and how many escapes
+    they have (-1: no such key); False when the record is not ordinary. A key that comes twice has its last value, as for
+    other parsers.
     """
     found[:] = -1
     at = _skip(data, at, end)
@@ -112,7 +120,7 @@ def _skip(data, at, end):
 
 @numba.njit(cache=True, nogil=True)
 def _key(data, start, end):
-    """0-3: one of _FORMS; -1: a key that says nothing; -2: one that makes the record another form, or has an escape."""
+    """Index of a known key; -1: a key that says nothing; -2: one that makes the record another form, or has an escape."""
     for i in range(start, end):
         if data[i] == 92:
             return -2
@@ -123,7 +131,7 @@ def _key(data, start, end):
             while i < end - start and _LETTERS[first + i] == data[start + i]:
                 i += 1
             if i == end - start:
-                return k if k < 4 else -2
+                return k if k < KNOWN else -2
         first = _ENDS[k]
     return -1
 
@@ -147,7 +155,7 @@ def _string_end(data, at, end):
                 return -1, 0
             at += 1
             if byte == 92:
-                escapes += 1
+                escapes += ODD if at < end and (data[at] == 117 or data[at] == 47) else 1
                 at = _escape_end(data, at, end)
                 if at < 0:
                     return -1, 0
@@ -216,11 +224,11 @@ def _rare_end(data, at, end):
 
 
 @numba.njit(cache=True, nogil=True)
-def _unescape(data, at, end, escapes, memory, out):
-    """Write a string that _string_end has found well-formed; return where it ends in ``memory``."""
+def unescape(data, place, memory, out):
+    """Write a string that ``find`` has found, ``place`` its row; return where it ends in ``memory``."""
+    at, end, escapes = place
     if not escapes:
-        memory[out : out + end - at] = data[at:end]
-        return out + end - at
+        return copied(data[at:end], memory, out)
     while at < end:
         byte = data[at]
         at += 1
@@ -250,7 +258,7 @@ def _unescape(data, at, end, escapes, memory, out):
 
 
 @numba.njit(cache=True, nogil=True)
-def _says_something(memory, at, end):
+def says_something(memory, at, end):
     """Whether a text surely is not empty once it is tidied: it has a visible ASCII character or a usual ideograph."""
     while at < end and not (32 < memory[at] < 127 or 0xE5 <= memory[at] <= 0xE8):
         at += 1

@@ -9,7 +9,6 @@ A record is known by its place from here on; pass two (emit.py) reads it again f
 
 import contextlib
 import gc
-import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,10 +36,6 @@ CODE = {reason: code for code, reason in enumerate(REASONS)} | {None: 0}
 BAD, MARKER, DUPLICATE, NEAR_DUPLICATE, NEAR_EVAL, IN_OUT = (
     CODE[name] for name in ("bad_record", "format_marker", "duplicate", "near_duplicate", "near_eval", "in_out")
 )
-
-
-_THREE = operator.itemgetter("instruction", "input", "output")
-_OTHER_FORMS = {"text", "conversation", "conversations", "messages"}
 
 
 class Near(NamedTuple):
@@ -163,19 +158,6 @@ def read_fields(obj: dict[str, Any], kind: str) -> tuple[Fields, list[dict[str, 
     if obj.get("history") or obj.get("system") or (kind == "any" and format_of(obj) != "alpaca"):
         return conversation_record(read_messages(obj))
     return firefly_record(obj)
-
-
-def plain_texts(obj: dict[str, Any]) -> tuple[str, str, str] | None:
-    """(instruction, input, output), untidied, of an open-data record of the usual form, for which short ways are open."""
-    try:
-        instruction, inp, output = _THREE(obj)
-    except (KeyError, TypeError):
-        return None
-    if type(instruction) is not str or type(inp) is not str or type(output) is not str:
-        return None
-    if len(obj) > 3 and (obj.get("history") or obj.get("system") or obj.keys() & _OTHER_FORMS):
-        return None
-    return instruction, inp, output
 
 
 def redacted(fields: Fields) -> Fields:
