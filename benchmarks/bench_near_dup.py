@@ -64,6 +64,7 @@ def load(path: str, no_filter: bool) -> Corpus:
     from sft_data.chatml import firefly_record
     from sft_data.jsonl import read_records
     from sft_data.quality import Gates
+    from sft_data.reasons import KEEP
     from sft_data.screen import columns, screen
 
     truth = json.loads(Path(truth_path(path)).read_text(encoding="utf-8"))
@@ -71,12 +72,12 @@ def load(path: str, no_filter: bool) -> Corpus:
     for index, kind, original in truth["planted"]:
         edits[index] = int(kind[4:]) if kind.startswith("near") else -1
         originals[index] = index if original is None else original
-    records, reasons, bodies = [firefly_record(record)[0] for _, record in read_records(path)], [], []
+    records, codes, bodies = [firefly_record(record)[0] for _, record in read_records(path)], [], []
     for start in range(0, len(records), BATCH):
         screened = screen(columns(records[start : start + BATCH]), None if no_filter else Gates())
-        reasons += screened.reasons
-        bodies += screened.bodies
-    passed = np.array([reason is None for reason in reasons])
+        codes += screened.codes.tolist()
+        bodies += [screened.memory[first:last].tobytes() for first, last in screened.spans.tolist()]
+    passed = np.array(codes) == KEEP
     edits[(edits > 0) & ~passed[originals]] = -1
     first = {body: i for i, body in reversed(list(enumerate(bodies)))}
     left = [i for i in np.flatnonzero(passed).tolist() if first[bodies[i]] == i]
@@ -88,9 +89,8 @@ def load(path: str, no_filter: bool) -> Corpus:
 def twins_of(corpus: Corpus, method: str, features: str, threshold: float) -> tuple[Any, float, float]:
     """Return Twins, and CPU seconds for the marks and for the join."""
     from sft_data.dedup import find_twins
-    from sft_data.features import feature_sets, marks
+    from sft_data.features import feature_sets, laid_out, marks
     from sft_data.minhash import find_twins_minhash
-    from sft_data.scan import laid_out
 
     memory, spans = laid_out(corpus.bodies)
     started = time.process_time()

@@ -44,9 +44,8 @@ def ours(method: str, features: str, threshold: float, texts: Path, folder: Path
     import orjson
 
     from sft_data.dedup import find_twins
-    from sft_data.features import feature_sets, marks
+    from sft_data.features import feature_sets, laid_out, marks
     from sft_data.minhash import find_twins_minhash
-    from sft_data.scan import laid_out
 
     memory, spans = laid_out([orjson.loads(line)["text"].encode() for line in texts.open("rb")])
     found = marks(memory, spans, method, features)

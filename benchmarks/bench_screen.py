@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sft_data.chatml import firefly_record
 from sft_data.jsonl import read_records
 from sft_data.quality import Gates, normalise
+from sft_data.reasons import REASONS
 from sft_data.screen import columns, judge, screen
 
 BATCH = 8192
@@ -34,8 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     screen(columns(batch[:1]), gates)  # compiles, or loads what was compiled
     started, fast = time.process_time(), []
     for start in range(0, len(batch), BATCH):
-        reasons, bodies, _, _ = screen(columns(batch[start : start + BATCH]), gates)
-        fast += zip(reasons, bodies, strict=True)
+        found = screen(columns(batch[start : start + BATCH]), gates)
+        bodies = (found.memory[first:last].tobytes() for first, last in found.spans.tolist())
+        fast += zip((REASONS[code] or None for code in found.codes), bodies, strict=True)
     middle, differ = time.process_time(), 0
     for fields, (reason, body) in zip(batch, fast, strict=True):
         plain = [(name, normalise(text)) for name, text in fields]

@@ -44,6 +44,13 @@ def fingerprint(body: bytes) -> bytes:
     return xxhash.xxh3_128_digest(body)
 
 
+def fingerprints(bodies: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """(n, 2) uint64: that of each body; bodies: UTF-8, uint8; spans: (n, 2) int64, where each lies in it."""
+    memory = memoryview(bodies)
+    prints = [xxhash.xxh3_128_digest(memory[start:end]) for start, end in spans.tolist()]
+    return np.frombuffer(b"".join(prints), np.uint64).reshape(-1, 2)
+
+
 def simhash(body: str) -> int:
     """64-bit SimHash: bit b is set when more than half of the bigrams' hashes have it set.
 

@@ -22,8 +22,9 @@ from .jsonl import dump_line, parse_record
 from .lines import chatml_lines
 from .pii import redact_pii
 from .quality import label, normalise
-from .scan import REASONS, Rules, laid_out, no_garbage_collection, read_fields, redacted
-from .screen import columns, screen
+from .reasons import REASONS
+from .scan import Rules, no_garbage_collection, read_fields, redacted
+from .screen import Screened, columns, screen
 from .table import File, Table
 
 
@@ -83,17 +84,19 @@ def _line(file: File, raw: bytes, redact: bool) -> bytes:
 
 
 def body_of(rows: Rows) -> list[str]:
-    return [body.decode("utf-8", "surrogatepass") for body in _bodies(rows)]
+    found = _screened(rows)
+    return [found.memory[start:end].tobytes().decode("utf-8", "surrogatepass") for start, end in found.spans.tolist()]
 
 
 def feature_sets_of(rows: Rows, features: str) -> tuple[np.ndarray, np.ndarray]:
     """As features.feature_sets."""
-    return feature_sets(*laid_out(_bodies(rows)), features)
+    found = _screened(rows)
+    return feature_sets(found.memory, found.spans, features)
 
 
-def _bodies(rows: Rows) -> list[bytes]:
+def _screened(rows: Rows) -> Screened:
     batch = [read_fields(orjson.loads(raw), file.kind)[0] for file, raw, _ in _read(rows)]
-    return screen(columns(list(map(redacted, batch)) if rows.rules.redact else batch), None).bodies
+    return screen(columns(list(map(redacted, batch)) if rows.rules.redact else batch), None)
 
 
 def dropped(rows: Rows) -> list[bytes]:

@@ -1,6 +1,7 @@
 """What near-duplicates are compared by: the features of a body, and a mark of each record made of them.
 
     marks(bodies, spans, method, features) -> (n,) uint64 of SimHash, or (n, BANDS) uint32 of MinHash
+    laid_out(bodies) -> (bodies, spans)                         bytes of each, as these functions take them
     feature_sets(bodies, spans, features) -> (values, ends)     sorted distinct uint64, for the true Jaccard similarity
     jaccard(a, b, minimum) -> float                             of two such sets
 
@@ -32,7 +33,7 @@ _NONE = 0xFFFFFFFF
 
 def marks(bodies: np.ndarray, spans: np.ndarray, method: str, features: str) -> np.ndarray:
     """bodies: UTF-8, uint8; spans: (n, 2) int64, where each normalised body lies in it. 8 bytes a record, or 48."""
-    found = np.zeros(len(spans), np.uint64) if method == "simhash" else np.zeros((len(spans), BANDS), np.uint32)
+    found = blank(len(spans), method)
     pieces = np.cumsum(spans[:, 1] - spans[:, 0]) // _CHUNK
     edges = [0, *(np.flatnonzero(np.diff(pieces)) + 1).tolist(), len(spans)]
     for start, end in itertools.pairwise(edges):
@@ -42,6 +43,17 @@ def marks(bodies: np.ndarray, spans: np.ndarray, method: str, features: str) -> 
         else:
             _band_keys(hashes, ends, *_permutations(), found[start:end])
     return found
+
+
+def laid_out(bodies: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Return them in one array, uint8, and (n, 2) int64, where each lies in it."""
+    ends = np.cumsum(np.fromiter(map(len, bodies), np.int64, len(bodies)))
+    return np.frombuffer(b"".join(bodies), np.uint8), np.stack([ends - np.diff(ends, prepend=0), ends], axis=1)
+
+
+def blank(n: int, method: str) -> np.ndarray:
+    """Marks of n records, not made yet."""
+    return np.zeros(n, np.uint64) if method == "simhash" else np.zeros((n, BANDS), np.uint32)
 
 
 def feature_sets(bodies: np.ndarray, spans: np.ndarray, features: str) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,8 @@ from .mixture import label as name_of
 from .quality import URL, check_record, label, normalise
 from .report_page import WIDTH, details, differences, excerpt, number
 from .resolve import OLD
-from .scan import BAD, DUPLICATE, IN_OUT, NEAR_DUPLICATE, NEAR_EVAL, REASONS, Rules, read_fields, redacted
+from .reasons import BAD, DUPLICATE, IN_OUT, NEAR_DUPLICATE, NEAR_EVAL, REASONS
+from .scan import Rules, read_fields, redacted
 from .table import Table
 from .writing import Plan
 

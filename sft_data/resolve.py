@@ -12,7 +12,8 @@ from .dedup import find_twins, neighbours
 from .engine import run_here
 from .minhash import find_twins_minhash
 from .mixture import draw, held_out
-from .scan import DUPLICATE, NEAR_DUPLICATE, NEAR_EVAL, Near
+from .reasons import DUPLICATE, NEAR_DUPLICATE, NEAR_EVAL
+from .scan import Near
 from .table import Table, exact_twins
 
 EVAL_BITS = 6  # to keep an evaluation record's likes out of training; 8 took paraphrases of short answers with them

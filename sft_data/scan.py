@@ -17,25 +17,14 @@ import numpy as np
 import orjson
 
 from .chatml import BEGIN, END, Fields, conversation_record, firefly_record, hit_record
-from .dedup import fingerprint
-from .features import marks
+from .dedup import fingerprints
+from .features import blank, marks
 from .formats import format_of, read_messages
 from .parse import parse
 from .pii import redact_pii
 from .quality import Gates, tidy
+from .reasons import BAD, KEEP, MARKER
 from .screen import Columns, columns, fields_at, screen
-
-_GATES = ("empty", "too_short", "too_long", "low_chinese", "refusal", "advertisement", "drop_pattern", "too_many_urls")
-REASONS = (
-    *("", "bad_record", "format_marker"),
-    *(f"{name}_{why}" for name in ("instruction", "input", "output") for why in _GATES),
-    *("pii_phone", "pii_email", "pii_id_card", "pii_bank_card"),
-    *("duplicate", "near_duplicate", "near_eval", "in_out"),
-)
-CODE = {reason: code for code, reason in enumerate(REASONS)} | {None: 0}
-BAD, MARKER, DUPLICATE, NEAR_DUPLICATE, NEAR_EVAL, IN_OUT = (
-    CODE[name] for name in ("bad_record", "format_marker", "duplicate", "near_duplicate", "near_eval", "in_out")
-)
 
 
 class Near(NamedTuple):
@@ -101,20 +90,18 @@ def scan(job: Job) -> Found:
         data = file.read(job.size)
     n, rules = len(job.starts), job.rules
     codes, rough, lengths = np.zeros(n, np.uint8), np.ones(n, bool), np.zeros((n, 3), np.uint16)
-    bodies: list[bytes] = [b""] * n
+    prints, marked = np.zeros((n, 2), np.uint64), [blank(n, near.method) for near in rules.nears]
     for rows, batch in _batches(job, data, codes):
-        reasons, texts, sizes, rough[rows] = screen(batch, rules.gates)
-        judged = np.fromiter(map(CODE.__getitem__, reasons), np.uint8, len(reasons))
+        found = screen(batch, rules.gates)
         if job.kind != "hit":
-            _find_markers(batch, judged)
-        codes[rows], lengths[rows] = judged, np.minimum(sizes, 65535)
-        for row, text in zip(rows.tolist(), texts, strict=True):
-            bodies[row] = text
-    bodies = [bodies[row] for row in np.flatnonzero(codes == 0).tolist()]
-    prints = np.frombuffer(b"".join(map(fingerprint, bodies)), np.uint64).reshape(-1, 2)
-    memory, spans = laid_out(bodies)
-    found = tuple(marks(memory, spans, near.method, near.features) for near in rules.nears)
-    return Found(codes, lengths, rough, prints, found)
+            _find_markers(batch, found.codes)
+        codes[rows], rough[rows], lengths[rows] = found.codes, found.rough, np.minimum(found.lengths, 65535)
+        kept, spans = rows[found.codes == KEEP], found.spans[found.codes == KEEP]
+        prints[kept] = fingerprints(found.memory, spans)
+        for near, all_marks in zip(rules.nears, marked, strict=True):
+            all_marks[kept] = marks(found.memory, spans, near.method, near.features)
+    keep = codes == KEEP
+    return Found(codes, lengths, rough, prints[keep], tuple(all_marks[keep] for all_marks in marked))
 
 
 def _batches(job: Job, data: bytes, codes: np.ndarray) -> Iterator[tuple[np.ndarray, Columns]]:
@@ -139,16 +126,10 @@ def _find_markers(batch: Columns, judged: np.ndarray) -> None:
     """Drop what could not be read back once it is written: a content with a marker of the format."""
     places = np.searchsorted(batch.ends, np.flatnonzero(batch.memory == ord("<")), side="right")
     rows = np.unique(np.repeat(np.arange(len(judged)), batch.counts)[places])
-    rows = rows[judged[rows] == 0].tolist()
+    rows = rows[judged[rows] == KEEP].tolist()
     for row, fields in zip(rows, fields_at(batch, rows), strict=True):
         if any(BEGIN in text or END in text for _, text in ((name, tidy(text)) for name, text in fields)):
             judged[row] = MARKER
-
-
-def laid_out(bodies: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Return them in one array, uint8, and (n, 2) int64, where each lies in it."""
-    ends = np.cumsum(np.fromiter(map(len, bodies), np.int64, len(bodies)))
-    return np.frombuffer(b"".join(bodies), np.uint8), np.stack([ends - np.diff(ends, prepend=0), ends], axis=1)
 
 
 def read_fields(obj: dict[str, Any], kind: str) -> tuple[Fields, list[dict[str, str]]]:

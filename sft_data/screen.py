@@ -17,13 +17,16 @@ import re2
 
 from . import kernel
 from .chatml import Fields
+from .features import laid_out
 from .quality import ADVERTISEMENTS, REFUSALS, Gates, check_output, check_pii, check_record, normalise, tidy
+from .reasons import CODE, KEEP
 
 _FIELDS = {"instruction": 0, "input": 1, "output": 2, "other": 3}
 _NAMES = tuple(_FIELDS)
 _GATED = ("instruction", "input", "output")
 _OUTPUT = _FIELDS["output"]
-_REASONS = (None, *(f"{name}_{why}" for name in _GATED for why in ("empty", "too_short", "too_long", "low_chinese")))
+_WHYS = ("empty", "too_short", "too_long", "low_chinese")
+_COUNTED = np.array([[KEEP, *(CODE[f"{name}_{why}"] for why in _WHYS)] for name in (*_GATED, "input")], np.uint8)
 _EMPTY, _TOO_SHORT, _TOO_LONG, _LOW_CHINESE = range(1, 5)
 
 
@@ -41,14 +44,15 @@ class Columns(NamedTuple):
 class Screened(NamedTuple):
     """Of each record of a batch.
 
-    reasons: why to drop it, None: keep it
-    bodies: the normalised text of all fields of a record to keep, in UTF-8
+    codes: (records,) uint8, why to drop it, see reasons.py
+    memory: uint8; spans: (records, 2) int64, where in it lies the normalised text of all its fields, in UTF-8
     lengths: (records, 3) int64, characters of instruction, input and output
     rough: (records,) bool, which went through the plain functions; no other holds a zero-width character
     """
 
-    reasons: list[str | None]
-    bodies: list[bytes]
+    codes: np.ndarray
+    memory: np.ndarray
+    spans: np.ndarray
     lengths: np.ndarray
     rough: np.ndarray
 
@@ -82,30 +86,25 @@ def fields_at(batch: Columns, rows: list[int]) -> Iterator[Fields]:
 def screen(batch: Columns, gates: Gates | None) -> Screened:
     """Judge each record by itself, tidied or not; duplicates are for the caller, who sees all batches."""
     n = len(batch.counts)
-    if not n:
-        return Screened([], [], np.zeros((0, len(_GATED)), np.int64), np.zeros(0, bool))
     found = kernel.measure(batch.memory, batch.ends, batch.counts)
     owners = np.repeat(np.arange(n), batch.counts)
-    memory = found.bodies[: int(found.lines[-1, 1])].tobytes()
-    reasons = _gate_counts(found, batch.kinds, owners, n, gates)
+    codes = _gate_counts(found, batch.kinds, owners, n, gates)
     if gates:
-        _gate_words(reasons, found, batch.kinds, owners, memory, gates)
-    bodies = [
-        memory[start:end] if reason is None else b""
-        for (start, end), reason in zip(found.lines.tolist(), reasons, strict=True)
-    ]
+        _gate_words(codes, found, batch.kinds, owners, gates)
     cells = np.bincount(owners * len(_FIELDS) + batch.kinds, found.chars, n * len(_FIELDS))
-    lengths = cells.reshape(n, -1)[:, : len(_GATED)].astype(np.int64)
-    rough = np.flatnonzero(found.rough).tolist()
+    lengths = cells.reshape(n, len(_FIELDS))[:, : len(_GATED)].astype(np.int64)
+    rough, bodies = np.flatnonzero(found.rough).tolist(), []
     for row, given in zip(rough, fields_at(batch, rough), strict=True):
         fields = [(name, normalise(tidy(text))) for name, text in given]
-        reasons[row] = judge(fields, gates)
-        bodies[row] = " ".join(text for _, text in fields).encode("utf-8", "surrogatepass")
+        codes[row] = CODE[judge(fields, gates)]
+        bodies.append(" ".join(text for _, text in fields).encode("utf-8", "surrogatepass"))
         lengths[row] = [sum(len(text) for name, text in fields if name == gated) for gated in _GATED]
-    return Screened(reasons, bodies, lengths, found.rough)
+    memory, spans = laid_out(bodies)
+    found.lines[rough] = spans + len(found.bodies)
+    return Screened(codes, np.concatenate([found.bodies, memory]), found.lines, lengths, found.rough)
 
 
-def _gate_counts(found: Any, kinds: np.ndarray, owners: np.ndarray, n: int, gates: Gates | None) -> list[str | None]:
+def _gate_counts(found: Any, kinds: np.ndarray, owners: np.ndarray, n: int, gates: Gates | None) -> np.ndarray:
     """Judge by the numbers: first any field's being empty, then length and share of Chinese, field by field."""
     why = np.where(found.chars == 0, _EMPTY, 0)
     if gates:
@@ -116,47 +115,39 @@ def _gate_counts(found: Any, kinds: np.ndarray, owners: np.ndarray, n: int, gate
         anything_empty = np.zeros(n, bool)
         anything_empty[owners[why > 0]] = True
         why = np.where((kinds < len(_GATED)) & ~anything_empty[owners], later, why)
-    reasons: list[str | None] = [None] * n
-    bad = np.flatnonzero(why)
+    codes, bad = np.full(n, KEEP, np.uint8), np.flatnonzero(why)
     records, first = np.unique(owners[bad], return_index=True)
-    field = np.where(kinds[bad[first]] < len(_GATED), kinds[bad[first]], _FIELDS["input"])
-    for record, code in zip(records.tolist(), (field * 4 + why[bad[first]]).tolist(), strict=True):
-        reasons[record] = _REASONS[code]
-    return reasons
+    codes[records] = _COUNTED[kinds[bad[first]], why[bad[first]]]
+    return codes
 
 
-def _gate_words(
-    reasons: list[str | None], found: Any, kinds: np.ndarray, owners: np.ndarray, memory: bytes, gates: Gates
-) -> None:
+def _gate_words(codes: np.ndarray, found: Any, kinds: np.ndarray, owners: np.ndarray, gates: Gates) -> None:
     """Look for phrases and personal data in what is left, a field at a time and in the order of check_record."""
-    left = np.array([reason is None for reason in reasons]) & ~found.rough
-    spans = found.spans.tolist()
+    left = (codes == KEEP) & ~found.rough
     rows = np.flatnonzero(left[owners] & (kinds == _OUTPUT))
     if not gates.drop_patterns:
-        rows = rows[(found.flags[rows] & kernel.LINK > 0) | _seen(_phrases(), rows, spans, memory)]
+        rows = rows[(found.flags[rows] & kernel.LINK > 0) | _seen(_phrases(), found, rows)]
     for row in rows.tolist():
-        record = int(owners[row])
-        if reasons[record] is None:
-            reason = check_output(_text(memory, spans[row]), gates.max_urls, gates.drop_patterns)
-            reasons[record] = reason and f"output_{reason}"
+        if codes[owners[row]] == KEEP:
+            reason = check_output(_text(found, row), gates.max_urls, gates.drop_patterns)
+            codes[owners[row]] = CODE[reason and f"output_{reason}"]
     if gates.drop_pii:
         rows = np.flatnonzero(left[owners] & (found.flags & (kernel.AT | kernel.DIGITS) > 0))
-        for row in rows[_seen(_numbers(), rows, spans, memory)].tolist():
-            record = int(owners[row])
-            if reasons[record] is None:
-                reasons[record] = check_pii(_text(memory, spans[row]))
+        for row in rows[_seen(_numbers(), found, rows)].tolist():
+            if codes[owners[row]] == KEEP:
+                codes[owners[row]] = CODE[check_pii(_text(found, row))]
 
 
-def _text(memory: bytes, span: list[int]) -> str:
-    return memory[span[0] : span[1]].decode()
+def _text(found: Any, row: int) -> str:
+    start, end = found.spans[row]
+    return found.bodies[start:end].tobytes().decode()
 
 
-def _seen(pattern: Any, rows: np.ndarray, spans: list, memory: bytes) -> np.ndarray:
+def _seen(pattern: Any, found: Any, rows: np.ndarray) -> np.ndarray:
     """(rows,) bool: in which texts a pattern of RE2 finds something; no match may go over a line's end."""
-    texts = [memory[spans[row][0] : spans[row][1]] for row in rows.tolist()]
-    ends = np.cumsum([len(text) + 1 for text in texts])
+    lines, ends = kernel.joined(found.bodies, found.spans[rows])
     seen = np.zeros(len(rows), bool)
-    seen[np.searchsorted(ends, [match.start() for match in pattern.finditer(b"\n".join(texts))], side="right")] = True
+    seen[np.searchsorted(ends, [match.start() for match in pattern.finditer(lines)], side="right")] = True
     return seen
 
 

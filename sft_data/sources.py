@@ -17,7 +17,8 @@ from .blocks import local_text, split
 from .engine import run
 from .errors import UserError
 from .jsonl import open_unpacked, parse_record
-from .scan import BAD, Found, Job, Rules, read_fields, scan
+from .reasons import BAD
+from .scan import Found, Job, Rules, read_fields, scan
 from .storage import is_remote, remote
 from .table import File, Table
 

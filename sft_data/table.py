@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .blocks import Text, name_place
-from .scan import DUPLICATE, IN_OUT, NEAR_DUPLICATE, REASONS, Found, Job
+from .reasons import DUPLICATE, IN_OUT, NEAR_DUPLICATE, REASONS
+from .scan import Found, Job
 
 
 class File(NamedTuple):

@@ -17,7 +17,8 @@ from .files import copy_records, write_lines
 from .jsonl import dump_line
 from .mixture import draw, shuffled
 from .resolve import OLD
-from .scan import DUPLICATE, IN_OUT, NEAR_DUPLICATE, Rules
+from .reasons import DUPLICATE, IN_OUT, NEAR_DUPLICATE
+from .scan import Rules
 from .storage import all_together, write_atomically
 from .table import Table
 

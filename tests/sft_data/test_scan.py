@@ -18,7 +18,8 @@ from sft_data.errors import UserError
 from sft_data.jsonl import read_records
 from sft_data.pii import redact_pii
 from sft_data.quality import Gates, normalise
-from sft_data.scan import BAD, MARKER, REASONS, Job, Near, Rules, read_fields, scan
+from sft_data.reasons import BAD, MARKER, REASONS
+from sft_data.scan import Job, Near, Rules, read_fields, scan
 from sft_data.screen import judge
 from sft_data.table import File, Table, exact_twins
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sft_data.chatml import firefly_record, hit_record
 from sft_data.quality import ADVERTISEMENTS, REFUSALS, Gates, check_pii, normalise
+from sft_data.reasons import REASONS
 from sft_data.screen import _numbers, columns, judge, screen
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
@@ -34,8 +35,10 @@ def plain(batch, gates):
 
 
 def check(batch, gates):
-    reasons, bodies, lengths, _ = screen(columns(batch), gates)
-    kept = [(b, n) for r, b, n in zip(reasons, bodies, lengths.tolist(), strict=True) if r is None]
+    found = screen(columns(batch), gates)
+    reasons = [REASONS[code] or None for code in found.codes]
+    bodies = [found.memory[start:end].tobytes() for start, end in found.spans]
+    kept = [(b, n) for r, b, n in zip(reasons, bodies, found.lengths.tolist(), strict=True) if r is None]
     expected = plain(batch, gates)
     assert reasons == expected[0]
     assert kept == expected[1]
@@ -125,7 +128,7 @@ def test_later_turns_and_lone_surrogates():
 
 
 def test_no_record():
-    assert screen(columns([]), Gates())[:2] == ([], [])
+    assert [len(column) for column in screen(columns([]), Gates())] == [0] * 5
 
 
 PIECES = st.sampled_from(
