@@ -1,6 +1,6 @@
 """HIT ChatML of ordinary open-data records, from JSON to JSON by compiled code: what chatml.py and orjson make of them.
 
-    chatml_lines(data, starts, ends, extra) -> [line]      b"" for what is no ordinary record (parse.py)
+chatml_lines(data, starts, ends, extra) -> [line]      b"" for what is no ordinary record (parse.py)
 """
 
 import numba

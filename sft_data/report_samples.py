@@ -15,9 +15,9 @@ import orjson
 from .emit import body_of, dropped, rows_at
 from .mixture import label as name_of
 from .quality import URL, check_record, label, normalise
+from .reasons import BAD, DUPLICATE, IN_OUT, NEAR_DUPLICATE, NEAR_EVAL, REASONS
 from .report_page import WIDTH, details, differences, excerpt, number
 from .resolve import OLD
-from .reasons import BAD, DUPLICATE, IN_OUT, NEAR_DUPLICATE, NEAR_EVAL, REASONS
 from .scan import Rules, read_fields, redacted
 from .table import Table
 from .writing import Plan

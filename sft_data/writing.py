@@ -16,8 +16,8 @@ from .engine import run
 from .files import copy_records, write_lines
 from .jsonl import dump_line
 from .mixture import draw, shuffled
-from .resolve import OLD
 from .reasons import DUPLICATE, IN_OUT, NEAR_DUPLICATE
+from .resolve import OLD
 from .scan import Rules
 from .storage import all_together, write_atomically
 from .table import Table

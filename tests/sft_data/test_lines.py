@@ -71,7 +71,9 @@ def test_a_line_worked_by_hand():
     ]
 
 
-@pytest.mark.parametrize("raw", [b"{}", b"[]", b'{"output": "a"}', b'{"instruction": "a", "output": 1}', b'{"input": "a"}'])
+@pytest.mark.parametrize(
+    "raw", [b"{}", b"[]", b'{"output": "a"}', b'{"instruction": "a", "output": 1}', b'{"input": "a"}']
+)
 def test_what_is_not_ordinary_has_no_line(raw):
     assert lines_of([raw]) == [b""]
 
