@@ -167,6 +167,11 @@ def prepare(args: argparse.Namespace, paths: dict[str, str], scratch: Path) -> N
     shares = mixture.shares_of(weights_of(inputs), args.hit_ratio)
     available = {name: kept[name] - len(held_out[name]) for name in names}
     allocated = mixture.allocate(available, args.total, shares, args.on_shortage, args.max_repeat)
+    if not any(allocated.values()) and any(available.values()):
+        empty = "、".join(mixture.label(name) for name in names if shares[name] and not available[name])
+        raise UserError(
+            f"按比例一条也取不出：{empty} 没有剩下记录；请去掉它、改 --hit-ratio 或权重，或用 --on-shortage backfill；没有写任何文件。"
+        )
     plan = Plan(names, shares, kept, available, allocated, held_out)
     info = build_info(args, counts, plan, near, len(table.alive("out")))
     write(args, table, plan, rules, info, paths)

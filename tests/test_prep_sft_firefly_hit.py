@@ -235,6 +235,14 @@ def test_a_hit_line_that_is_no_chatml_is_named(files, capsys):
     assert "--firefly-json" in capsys.readouterr().err
 
 
+def test_shrinking_to_nothing_names_the_source_that_is_empty_and_writes_nothing(files, tmp_path, capsys):
+    source = f"old={tmp_path / 'firefly.jsonl'}:2"
+    code, *_ = files([firefly(1)], [good_hit(1)], "--source", source, "--total", "9", "--on-shortage", "shrink")
+    assert code == 2
+    assert "一条也取不出：old" in capsys.readouterr().err
+    assert not (tmp_path / "mix.jsonl").exists()
+
+
 def test_nothing_passes_is_an_error_and_writes_nothing(files, tmp_path, capsys):
     assert files([firefly(1, output="短")], [])[0] == 2
     err = capsys.readouterr().err
