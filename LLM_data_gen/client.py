@@ -1,20 +1,19 @@
-"""One lean client for OpenAI-compatible chat completions: aiohttp and orjson, one retry layer.
+"""One lean client for OpenAI-compatible services: aiohttp and orjson, one retry layer.
 
     client = Client(teacher, settings, say)
     async with client:
-        answer = await client.ask(messages, max_tokens)
+        answer = await client.ask(messages, max_tokens)         a chat completion, streamed
+        data = await client.call("/responses", body)            any other endpoint, as JSON
 
 Errors by class. Refused (400, 401, 402, 403, 404 and their like): UserError, the run stops. Busy (429) and failing
-(5xx, timeouts, dropped connections, bodies that are no completion): asked again with growing, jittered waits;
+(5xx, silence, dropped connections, bodies that are no completion): asked again with growing, jittered waits;
 when one request has used up its tries, TriesUsedUp. What holds everyone back together is in gate.py.
 """
 
 import asyncio
-import email.utils
-import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
@@ -24,6 +23,7 @@ from sft_data.errors import UserError
 
 from .gate import Gate, Stopped
 from .settings import Teacher
+from .wire import Answer, Dialect, Failure, read_refusal, read_reply
 
 __all__ = ["Answer", "Client", "Settings", "Stopped", "TriesUsedUp"]
 
@@ -31,15 +31,7 @@ _CONNECT_TIMEOUT_S = 30
 _LONGEST_WAIT_S = 60
 _SHORTEST_KEY = 12
 _MOST_WAITS = 30  # "busy" costs no try, but one request does not wait for ever either
-_RETRYABLE_4XX = (408, 409, 425, 429)
-_OUT_OF_MONEY = re.compile(r"insufficient_quota|insufficient balance|余额不足|欠费", re.IGNORECASE)
-_ADVICE = {
-    400: "请求不被接受，请检查 --model、--max-tokens 等参数",
-    401: "API 密钥无效，请检查 --api-key 或 OPENAI_API_KEY",
-    402: "账户余额不足，请充值",
-    403: "没有访问权限，请检查密钥的权限与所在地区",
-    404: "地址或模型不存在，请检查 --base-url 和 --model",
-}
+_MODELS_SHOWN = 12
 
 
 class TriesUsedUp(Exception):
@@ -48,52 +40,35 @@ class TriesUsedUp(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """How to ask. Times are in seconds."""
+    """How to ask. Times are in seconds; timeout_s: of silence, however long the whole answer takes."""
 
     temperature: float = 0.8
     max_concurrency: int = 50
-    timeout_s: float = 300
+    timeout_s: float = 120
     max_tries: int = 6
     retry_wait_s: float = 1.0
     max_outage_s: float = 600
 
 
-@dataclass(frozen=True)
-class Answer:
-    text: str
-    finish_reason: str
-    reasoning: str = ""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A request that brought no answer. ``status`` 0: none came; ``retry_after`` in seconds where the server said so."""
-
-    reason: str
-    status: int = 0
-    retry_after: float | None = None
-    fatal: bool = False
-
-
 @dataclass
 class Usage:
-    """What the run has cost so far. ``failed`` counts requests by what went wrong."""
+    """``failed`` counts requests by what went wrong, ``broken`` the answers that broke off."""
 
     requests: int = 0
     answers: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    broken: int = 0
     failed: dict[str, int] = field(default_factory=dict)
 
 
 class Client:
     def __init__(self, teacher: Teacher, settings: Settings, say: Callable[[str], None]):
-        self.teacher, self.settings = teacher, settings
+        self.teacher, self.settings, self._say = teacher, settings, say
         self.usage = Usage()
         self.gate = Gate(settings.max_concurrency, settings.retry_wait_s, settings.max_outage_s, say)
-        self._url = teacher.base_url + "/chat/completions"
+        self._dialect = Dialect()
         self._session: aiohttp.ClientSession | None = None
         self._asked = 0
+        self._offered: asyncio.Task[list[str]] | None = None
 
     async def __aenter__(self) -> "Client":
         headers = {"Content-Type": "application/json"}
@@ -102,7 +77,9 @@ class Client:
         self._session = aiohttp.ClientSession(
             headers=headers,
             connector=aiohttp.TCPConnector(limit=0),  # the gate limits; a second limit would only hide it
-            timeout=aiohttp.ClientTimeout(total=self.settings.timeout_s, sock_connect=_CONNECT_TIMEOUT_S),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=self.settings.timeout_s
+            ),
             trust_env=not self.teacher.is_local,  # HTTPS_PROXY and the like
         )
         return self
@@ -110,105 +87,127 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def ask(self, messages: list[dict[str, str]], max_tokens: int) -> Answer:
-        """Return the answer to ``messages``. UserError: the run must stop; TriesUsedUp; Stopped: the run is stopping."""
-        body = self._body(messages, max_tokens)
+    async def ask(self, messages: list[dict[str, str]], max_tokens: int, json_mode: bool = False) -> Answer:
+        """Return the answer to ``messages``. UserError: the run must stop; TriesUsedUp; Stopped: the run is stopping.
+
+        An answer that broke off (``complete`` False) is returned too: it is paid for, and may hold whole samples.
+        """
+
+        def body() -> dict[str, Any]:
+            body = self._dialect.body(self.teacher.model, messages, self.settings.temperature, max_tokens)
+            if json_mode:
+                body["response_format"] = {"type": "json_object"}
+            if self.teacher.thinking is not None:
+                body["thinking"] = {"type": "enabled" if self.teacher.thinking else "disabled"}
+            return body
+
+        return await self._until_answered("/chat/completions", body, self._completion)
+
+    async def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Post ``body`` to base_url + path; return the JSON object that comes back. Raises what ``ask`` raises."""
+        return await self._until_answered(path, lambda: body, self._json)
+
+    async def _until_answered(self, path: str, body: Callable[[], dict[str, Any]], read: Callable) -> Any:
         self._asked += 1
         number, tries, waits = self._asked, 0, 0
         while True:
             await self.gate.enter()
-            sent_at = time.monotonic()
+            sent, sent_at = body(), time.monotonic()
             try:
-                outcome = await self._post(body)
+                outcome = await self._post(path, sent, read)
             finally:
                 self.gate.leave()
-            if isinstance(outcome, Answer):
-                self.gate.succeeded()
+            if not isinstance(outcome, Failure):
+                if isinstance(outcome, Answer) and not outcome.complete:
+                    self.gate.failed(number, "连接在回答中途断开", sent_at, False, None)
+                else:
+                    self.gate.succeeded()
                 return outcome
             if outcome.fatal:
-                raise UserError(outcome.reason)
+                if outcome.status == 400 and (change := self._dialect.adapt(sent, outcome.reason)):
+                    self._say(f"提示：{change}。")
+                if outcome.status == 400 and body() != sent:  # what was refused is not sent any more
+                    continue
+                self.gate.stop()
+                raise UserError(outcome.reason + await self._models(outcome))
             busy = outcome.status == 429
-            shared = self.gate.failed(number, outcome.reason, sent_at, busy, outcome.retry_after)
+            shared = self.gate.failed(number, outcome.reason, sent_at, busy, outcome.retry_after, outcome.cap)
             waits += 1
             tries += not shared and not busy
             if tries >= self.settings.max_tries or (waits >= _MOST_WAITS and not shared):
                 raise TriesUsedUp(f"请求 {waits} 次都失败，最后一次：{outcome.reason}")
             if not shared and outcome.retry_after is None:
-                wait = min(self.settings.retry_wait_s * 2 ** min(waits - 1, 10), _LONGEST_WAIT_S)
-                await self.gate.sleep(wait)
+                await self.gate.sleep(min(self.settings.retry_wait_s * 2 ** min(waits - 1, 10), _LONGEST_WAIT_S))
 
-    def _body(self, messages: list[dict[str, str]], max_tokens: int) -> bytes:
-        body: dict[str, Any] = {"model": self.teacher.model, "messages": messages}
-        body["temperature"] = self.settings.temperature
-        if max_tokens:
-            body["max_tokens"] = max_tokens
-        if self.teacher.thinking is not None:
-            body["thinking"] = {"type": "enabled" if self.teacher.thinking else "disabled"}
-        return orjson.dumps(body)
-
-    async def _post(self, body: bytes) -> Answer | Failure:
+    async def _post(self, path: str, body: dict[str, Any], read: Callable) -> Any:
         self.usage.requests += 1
+        pieces: list[bytes] = []
+        url = self.teacher.base_url + path
         try:
-            async with self._session.post(self._url, data=body, allow_redirects=False) as response:
-                raw = await response.read()
-                status, headers = response.status, response.headers
+            async with self._session.post(url, data=orjson.dumps(body), allow_redirects=False) as response:
+                async for piece in response.content.iter_any():
+                    pieces.append(piece)
+            status, headers, cut = response.status, response.headers, None
         except asyncio.TimeoutError:
-            outcome = Failure(f"超时（{self.settings.timeout_s:g} 秒内没有等到完整的回答）")
+            status, headers, cut = 0, {}, f"超时（{self.settings.timeout_s:g} 秒没有收到任何内容）"
         except aiohttp.ClientError as error:
-            outcome = Failure(f"连接失败（{self._shown(str(error) or type(error).__name__)}）")
+            status, headers, cut = 0, {}, f"连接失败（{self._shown(str(error) or type(error).__name__)}）"
+        raw = b"".join(pieces)
+        if cut:
+            outcome = read_reply(raw, broken=True) if read == self._completion and raw.strip() else Failure(cut)
+            if not isinstance(outcome, Answer) or not outcome.text:
+                outcome = Failure(cut)
+        elif status == 200:
+            outcome = read(raw)
         else:
-            outcome = self._read(raw) if status == 200 else self._refusal(status, raw, headers)
-        if isinstance(outcome, Failure):
-            kind = f"HTTP {outcome.status}" if outcome.status not in (0, 200) else outcome.reason.split("（")[0]
-            self.usage.failed[kind] = self.usage.failed.get(kind, 0) + 1
-        return outcome
+            outcome = read_refusal(status, self._shown(raw.decode(errors="replace")), headers, url)
+        return self._counted(outcome)
 
-    def _read(self, raw: bytes) -> Answer | Failure:
-        """Read a completion. Blank lines before it (sent to keep the connection alive) are white space to JSON."""
+    def _completion(self, raw: bytes) -> Answer | Failure:
+        return read_reply(raw)
+
+    def _json(self, raw: bytes) -> dict[str, Any] | Failure:
         try:
             data = orjson.loads(raw)
-            choice = data["choices"][0]
-            message = choice["message"]
-            text, reasoning = message.get("content") or "", message.get("reasoning_content") or ""
-            answer = Answer(self._hide_key(text), choice.get("finish_reason") or "", self._hide_key(reasoning))
-        except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
-            return Failure(f"回复不是 OpenAI 格式的补全（{self._shown(raw.decode(errors='replace'))}）", 200)
-        self.usage.answers += 1
-        counts = data.get("usage")
-        for name in ("prompt_tokens", "completion_tokens"):
-            tokens = counts.get(name) if isinstance(counts, dict) else None
-            if isinstance(tokens, int):
-                setattr(self.usage, name, getattr(self.usage, name) + tokens)
-        return answer
+        except orjson.JSONDecodeError:
+            data = None
+        return data if isinstance(data, dict) else Failure(f"回复不是 JSON 对象（{raw.decode(errors='replace')}）", 200)
 
-    def _refusal(self, status: int, raw: bytes, headers: Any) -> Failure:
-        said = self._shown(raw.decode(errors="replace"))
-        out_of_money = status == 429 and _OUT_OF_MONEY.search(said)
-        if out_of_money or (status < 500 and status not in _RETRYABLE_4XX):
-            advice = _ADVICE[402] if out_of_money else _ADVICE.get(status, "服务拒绝了请求，请检查 --base-url")
-            reason = f"{self._url} 答复 HTTP {status}：{advice}；已完成的都已保存，改正后用同一条命令继续。"
-            return Failure(f"{reason}服务的原话：{said}" if said else reason, status, fatal=True)
-        return Failure(f"HTTP {status}（{said}）", status, retry_after(headers.get("Retry-After")))
+    def _counted(self, outcome: Any) -> Any:
+        """Note what it cost, and take the key out of it."""
+        if isinstance(outcome, Failure):
+            outcome = replace(outcome, reason=self._shown(outcome.reason, 400))
+            kind = f"HTTP {outcome.status}" if outcome.status not in (0, 200) else outcome.reason.split("（")[0]
+            self.usage.failed[kind] = self.usage.failed.get(kind, 0) + 1
+        elif isinstance(outcome, Answer):
+            self.usage.answers += 1
+            self.usage.broken += not outcome.complete
+            text, reasoning = self._hide_key(outcome.text), self._hide_key(outcome.reasoning)
+            outcome = replace(outcome, text=text, reasoning=reasoning)
+        return outcome
 
-    def _shown(self, text: str) -> str:
+    async def _models(self, refusal: Failure) -> str:
+        """What the service offers, when it does not know the model that it was asked for; asked once for all in flight."""
+        if refusal.status != 404 and not (refusal.status == 400 and '"model' in refusal.reason.lower()):
+            return ""
+        self._offered = self._offered or asyncio.create_task(self._list_models())
+        names = await asyncio.shield(self._offered)
+        more = f" 等 {len(names)} 个" if len(names) > _MODELS_SHOWN else ""
+        return f"这个服务有的模型：{'、'.join(map(str, names[:_MODELS_SHOWN]))}{more}。" if names else ""
+
+    async def _list_models(self) -> list[str]:
+        try:
+            timeout = aiohttp.ClientTimeout(total=_CONNECT_TIMEOUT_S)
+            async with self._session.get(self.teacher.base_url + "/models", timeout=timeout) as response:
+                return [model["id"] for model in orjson.loads(await response.read())["data"]]
+        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError, KeyError, TypeError):
+            return []
+
+    def _shown(self, text: str, most: int = 200) -> str:
         """Return the start of what the server said, on one line, without the key."""
-        return " ".join(self._hide_key(text).split())[:200]
+        return " ".join(self._hide_key(text).split())[:most]
 
     def _hide_key(self, text: str) -> str:
         """Mask the key wherever a server says it, answers too. A short placeholder ("sample") is no secret but a word."""
         key = self.teacher.api_key
         return text.replace(key, "***") if key and len(key) >= _SHORTEST_KEY else text
-
-
-def retry_after(value: str | None) -> float | None:
-    """Read a Retry-After header, seconds or an HTTP date, as seconds from now; None when absent or unreadable."""
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None

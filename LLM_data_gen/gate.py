@@ -4,12 +4,15 @@
     gate.succeeded() / gate.failed(...)       what the request met
     await gate.sleep(seconds)                 a jittered wait that stop() cuts short
 
-Two ideas. Busy (429) lowers the number in flight by a quarter, once for each round trip, and every success raises it
-a little: additive increase, multiplicative decrease. Failures in a row, from whichever topics, mean that the service
-is down and not that a request is bad: everyone waits, one probe at a time goes out, and no topic pays a try for it.
+Two ideas. The number in flight starts at 64, trebles every round trip until the service is busy (429) for the first time,
+and then rises by one a round trip and falls by a tenth at each 429, or to what the service does bear when it refuses
+many at once: slow start, additive increase, multiplicative decrease. Failures in a row, from whichever topics, mean that
+the service is down and not that a request is bad: everyone waits, one probe at a time goes out, and no topic pays a try
+for it.
 """
 
 import asyncio
+import collections
 import contextlib
 import random
 import time
@@ -17,6 +20,7 @@ from collections.abc import Callable
 
 from sft_data.errors import UserError
 
+_FIRST = 64  # in flight before anything is known of the service
 _FAILING = 5  # so many requests failing, with no success between them, make an outage
 _FAILING_AT_LEAST = 3  # with fewer in flight; one or two bad requests alone must never look like an outage
 _LONGEST_PAUSE_S = 30
@@ -29,19 +33,25 @@ class Stopped(Exception):
 
 class Gate:
     def __init__(self, limit: int, retry_wait_s: float, max_outage_s: float, say: Callable[[str], None]):
-        self.limit = float(limit)
+        self.limit = float(min(limit, _FIRST))
         self._most, self._retry_wait_s, self._max_outage_s, self._say = limit, retry_wait_s, max_outage_s, say
         self.in_flight = 0
-        self._room = asyncio.Event()
+        self._waiting: collections.deque[asyncio.Future] = collections.deque()
         self._stop = asyncio.Event()
         self._rng = random.Random(0)
+        self._growing = True  # no 429 so far
         self._paused_until = 0.0
-        self._lowered_at = 0.0
+        self._lowered_at, self._floor = 0.0, 1.0
         self._failing: set[int] = set()  # requests that failed since the last success of any
         self._probes = 0
         self._told_to_wait = 0.0
         self._down_since: float | None = None  # set while the service is down
         self._answered = False
+
+    @property
+    def open_slots(self) -> int:
+        """How many more may go out now."""
+        return (1 if self._down_since is not None else int(self.limit)) - self.in_flight
 
     async def enter(self) -> None:
         """Wait for a slot and for the end of any pause, then take the slot."""
@@ -51,21 +61,27 @@ class Gate:
             pause = self._paused_until - time.monotonic()
             if pause > 0:
                 await self._wait(self._stop, pause)
-            elif self.in_flight < (1 if self._down_since is not None else int(self.limit)):
+            elif self.open_slots > 0:
                 self.in_flight += 1
                 return
             else:
-                self._room.clear()
-                await self._room.wait()
+                turn = asyncio.get_running_loop().create_future()
+                self._waiting.append(turn)
+                try:
+                    await turn
+                except asyncio.CancelledError:
+                    if turn.done() and not turn.cancelled():
+                        self._wake(1)  # hands the turn on
+                    raise
 
     def leave(self) -> None:
         self.in_flight -= 1
-        self._room.set()
+        self._wake(self.open_slots)
 
     def stop(self) -> None:
         """Let nothing more out; whoever waits gets Stopped."""
         self._stop.set()
-        self._room.set()
+        self._wake(len(self._waiting))
 
     async def sleep(self, seconds: float) -> None:
         await self._wait(self._stop, seconds * self._rng.uniform(0.5, 1.5))
@@ -78,22 +94,26 @@ class Gate:
             self._down_since = None
         self._answered, self._probes = True, 0
         self._failing.clear()
-        self.limit = min(self._most, self.limit + 1 / self.limit)
+        self.limit = min(self._most, self.limit + (2 if self._growing else 1 / self.limit))
 
-    def failed(self, request: int, reason: str, sent_at: float, busy: bool, retry_after: float | None) -> bool:
+    def failed(
+        self, request: int, reason: str, sent_at: float, busy: bool, retry_after: float | None, cap: int | None = None
+    ) -> bool:
         """Note that ``request`` (its number) failed. True: the service is down, so the request keeps its tries.
 
-        Raises UserError when the service has been down for too long.
+        cap: the most in flight that the service says it bears. Raises UserError when it has been down for too long.
         """
         now = time.monotonic()
-        if busy and sent_at > self._lowered_at:
-            self.limit = max(1.0, min(self.limit, self.in_flight + 1) * 0.75)
-            self._lowered_at = now
+        if cap and cap < self._most:
+            self._say(f"服务说同时最多 {cap} 个请求，并发数降到 {cap}。")
+            self._most, self.limit = cap, min(self.limit, float(cap))
+        if busy:
+            self._lower(sent_at, now)
         if retry_after:
             self._paused_until = max(self._paused_until, now + min(retry_after, self._max_outage_s))
         self._failing.add(request)
-        if len(self._failing) < max(_FAILING_AT_LEAST, min(_FAILING, self._most)):
-            return False
+        if len(self._failing) < max(_FAILING_AT_LEAST, min(_FAILING, self._most)) or (busy and self.in_flight):
+            return False  # who is busy with others of ours is not down
         if self._down_since is None:
             self._down_since, self._probes, self._told_to_wait = now, 0, 0.0
             self._say(f"服务连续失败，全体暂停，之后逐个试探：{reason}")
@@ -104,6 +124,15 @@ class Gate:
         self._probes += 1
         self._paused_until = max(self._paused_until, now + pause)
         return True
+
+    def _lower(self, sent_at: float, now: float) -> None:
+        """Once for each round trip; the rest of a burst that is refused tells how many the service does bear."""
+        self._growing = False
+        if sent_at > self._lowered_at:
+            reached = min(self.limit, self.in_flight + 1)
+            self.limit, self._floor, self._lowered_at = max(1.0, reached * 0.9), max(1.0, reached * 0.5), now
+        else:
+            self.limit = max(self._floor, min(self.limit, float(self.in_flight)))
 
     def _give_up_after_long(self, now: float, reason: str, told_to_wait: float) -> None:
         """Raise UserError when the outage has outlasted our patience; waiting that we were told to do is not counted."""
@@ -116,6 +145,14 @@ class Gate:
             f"服务连续 {down:.0f} 秒没有给出回答（{reason}）；"
             "已完成的都已保存，请检查 --base-url 和网络，稍后用同一条命令继续。"
         )
+
+    def _wake(self, most: int) -> None:
+        """Give the turn to those who wait longest. One that finds no slot waits again."""
+        while most > 0 and self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():  # cancelled
+                turn.set_result(None)
+                most -= 1
 
     @staticmethod
     async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -2,7 +2,9 @@
 
 with open_output(path, say) as output:       locks it, cuts a partial last line, reads what is there
     output.questions["主题"]                 questions accepted for a topic so far
-    output.append(topic, records)
+    output.repeats(text, question)           whether it says again what is there
+    output.note(topic, text, question)       from now on it is there
+    output.append(records)
 """
 
 import contextlib
@@ -10,28 +12,58 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from sft_data.chatml import parse_chatml
 from sft_data.errors import UserError
 from sft_data.jsonl import dump_line, mend_last_line, read_records
 
 from .validation import fingerprint
+from .variety import Questions
 
 
 class Output:
-    """Records on disk, and what must be known of them: questions by topic and fingerprints of all texts."""
+    """Records on disk, and what must be known of them: questions by topic, fingerprints of all texts, near questions."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, file: BinaryIO | None = None, near_dup: bool = True):
+        self.path, self.near_dup = path, near_dup
         self.questions: dict[str, list[str]] = defaultdict(list)
         self.fingerprints: set[int] = set()
         self.foreign = 0  # lines without a topic, from elsewhere: kept, and never written twice
-        self._file = None
+        self._near = Questions()
+        self._file = file
 
     def __len__(self) -> int:
         return self.foreign + sum(map(len, self.questions.values()))
 
-    def append(self, topic: str, records: list[dict[str, str]]) -> None:
+    def expect(self, samples: list[Any]) -> None:
+        """Make ready to be asked about these, which costs less together than one by one."""
+        if self.near_dup:
+            questions = (sample.get("input") for sample in samples if isinstance(sample, dict))
+            self._near.expect([question for question in questions if isinstance(question, str)])
+
+    def repeats(self, text: str, question: str) -> str | None:
+        """Return the reason to reject a record that says again what is there, or None."""
+        if fingerprint(text) in self.fingerprints:
+            return "duplicate"
+        return "near_duplicate" if self.near_dup and self._near.twin(question) is not None else None
+
+    def note(self, topic: str | None, text: str, question: str) -> None:
+        self.fingerprints.add(fingerprint(text))
+        if self.near_dup:
+            self._near.add(question)
+        if topic is None:
+            self.foreign += 1
+        else:
+            self.questions[topic].append(question)
+
+    def note_row(self, row: dict[str, Any]) -> None:
+        """ValueError: its text is no HIT ChatML."""
+        question = next(m["content"] for m in parse_chatml(row["text"]) if m["role"] == "user")
+        topic = row.get("topic")
+        self.note(topic if isinstance(topic, str) else None, row["text"], question)
+
+    def append(self, records: list[dict[str, str]]) -> None:
         """Write ``records`` as whole lines, at once, or not at all: with no space left the file ends where it did."""
         size = self._file.tell()
         data = b"".join(map(dump_line, records))
@@ -43,8 +75,6 @@ class Output:
             self._file.truncate(size)
             error.filename = str(self.path)
             raise
-        for record in records:
-            self._note(topic, record["text"])
 
     def read(self, say: Callable[[str], None]) -> None:
         """Take in what earlier runs wrote. A last line cut short by a kill is removed; any other bad line is an error."""
@@ -53,25 +83,16 @@ class Output:
         if not self.path.exists() or not self.path.stat().st_size:
             return
         for where, record in read_records(self.path):
-            text, topic = record.get("text"), record.get("topic")
-            if not isinstance(text, str):
+            if not isinstance(record.get("text"), str):
                 raise UserError(f"{where}：没有 text 字段，不是本脚本的输出；请换一个 --out，或移走这个文件。")
             try:
-                self._note(topic if isinstance(topic, str) else None, text)
+                self.note_row(record)
             except ValueError as error:
                 raise UserError(f"{where}：text 不是 HIT ChatML（{error}）；请改正或删去这一行。") from None
 
-    def _note(self, topic: str | None, text: str) -> None:
-        messages = parse_chatml(text)
-        self.fingerprints.add(fingerprint(text))
-        if topic is None:
-            self.foreign += 1
-        else:
-            self.questions[topic].append(next(m["content"] for m in messages if m["role"] == "user"))
-
 
 @contextlib.contextmanager
-def open_output(path: Path, say: Callable[[str], None]) -> Iterator[Output]:
+def open_output(path: Path, say: Callable[[str], None], near_dup: bool = True) -> Iterator[Output]:
     """Lock ``path`` (through path + ".lock"), read it, and open it for appending. A second run is refused."""
     import fcntl
 
@@ -87,7 +108,7 @@ def open_output(path: Path, say: Callable[[str], None]) -> Iterator[Output]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{path}：另一个运行正在写这个文件；请等它结束，或换一个 --out。") from None
-        output = Output(path)
+        output = Output(path, near_dup=near_dup)
         output.read(say)
         with open(path, "ab", buffering=0) as file:
             file.seek(0, os.SEEK_END)
@@ -95,5 +116,5 @@ def open_output(path: Path, say: Callable[[str], None]) -> Iterator[Output]:
             try:
                 yield output
             finally:
-                if not file.tell():
+                if not path.stat().st_size:
                     path.unlink()  # nothing came: an empty file would only puzzle the next step

@@ -43,13 +43,14 @@ def resolve_teacher(
     constants: tuple[str, str],
     script_dir: Path,
     say: Callable[[str], None],
+    need_key: bool = True,
 ) -> Teacher:
     """Settle key, address and model. ``constants`` are (API_KEY_CODE, BASE_URL_CODE), empty where unused."""
     dotenv = _read_dotenv([Path.cwd() / ".env", script_dir / ".env"])
     key, key_from = _first(api_key, "--api-key", constants[0], "API_KEY_CODE", "OPENAI_API_KEY", dotenv)
     url, _ = _first(base_url, "--base-url", constants[1], "BASE_URL_CODE", "OPENAI_BASE_URL", dotenv)
     url = clean_base_url(url or DEFAULT_BASE_URL)
-    if not key and not is_local(url):
+    if need_key and not key and not is_local(url):
         raise UserError(f"没有给出 {url} 的 API 密钥；请用 --api-key、环境变量 OPENAI_API_KEY 或 .env 文件给出。")
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise UserError(f"{key_from} 给出的 API 密钥里有空格、换行或非 ASCII 字符；请重新复制一遍密钥。")

@@ -1,13 +1,13 @@
 """Find exact and near duplicates.
 
     fingerprint(body) -> bytes                       128 bits of a body in UTF-8; equal for equal normalised bodies
-    simhash(body) -> int                             64-bit SimHash over character bigrams; features.marks for many
+    simhash(body) -> int                             64-bit SimHash over character bigrams, from simhash.py; features.marks for many
     find_twins(signatures, threshold) -> Twins       of each record the earlier kept one that it is dropped for
     close_pairs(signatures, threshold) -> pairs      all pairs within threshold
     neighbours(signatures, others, threshold) -> bool   which are within threshold of any of others
 
 ``body`` is the normalised text of all fields without any template: words of the template are in every record and
-would pull all signatures together. SimHash: Charikar 2002. MinHash is in minhash.py, the join by distance in hamming.py.
+would pull all signatures together. MinHash is in minhash.py, the join by distance in hamming.py.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,13 +19,28 @@ import xxhash
 
 from .engine import run_here
 from .hamming import close_values, near_any
+from .simhash import mix, simhash
+
+__all__ = [
+    "MAX_THRESHOLD",
+    "RECOMMENDED_BITS",
+    "RECOMMENDED_FEATURES",
+    "RECOMMENDED_METHOD",
+    "Twins",
+    "close_pairs",
+    "find_twins",
+    "fingerprint",
+    "fingerprints",
+    "mix",
+    "neighbours",
+    "simhash",
+]
 
 # --near-dup alone; benchmarks/bench_near_dup.py measures the choices. Of edits of 1-3 characters SimHash finds 94-97 % at 6
 # bits, and 97-99 % at 7, but there it drops other texts too (6 in 10,000 real ones); MinHash finds all and drops none.
 RECOMMENDED_METHOD, RECOMMENDED_FEATURES = "minhash", "bigram"
 RECOMMENDED_BITS = 6  # of --near-dup-method simhash
 MAX_THRESHOLD = 12
-_CHUNK = 1 << 14  # bigrams at a time: the bits of one chunk take 1 MB however long the text is
 
 
 class Twins(NamedTuple):
@@ -49,29 +64,6 @@ def fingerprints(bodies: np.ndarray, spans: np.ndarray) -> np.ndarray:
     memory = memoryview(bodies)
     prints = [xxhash.xxh3_128_digest(memory[start:end]) for start, end in spans.tolist()]
     return np.frombuffer(b"".join(prints), np.uint64).reshape(-1, 2)
-
-
-def simhash(body: str) -> int:
-    """64-bit SimHash: bit b is set when more than half of the bigrams' hashes have it set.
-
-    A body of one character counts as one feature; an empty one has signature 0.
-    """
-    code = np.frombuffer(body.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
-    features = (code[:-1] << np.uint64(32)) | code[1:] if len(code) > 1 else code
-    ones = np.zeros(64, dtype=np.int64)
-    for start in range(0, len(features), _CHUNK):
-        mixed = mix(features[start : start + _CHUNK])
-        bits = np.unpackbits(mixed.view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
-        ones += bits.sum(axis=0, dtype=np.int64)
-    return int.from_bytes(np.packbits(2 * ones > len(features), bitorder="little").tobytes(), "little")
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser (Steele, Lea, Flood 2014), elementwise over uint64; overflow wraps as it should."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def find_twins(

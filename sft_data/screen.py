@@ -18,7 +18,7 @@ import re2
 from . import kernel
 from .chatml import Fields
 from .features import laid_out
-from .quality import ADVERTISEMENTS, REFUSALS, Gates, check_output, check_pii, check_record, normalise, tidy
+from .quality import Gates, check_output, check_pii, check_record, normalise, phrases, tidy
 from .reasons import CODE, KEEP
 
 _FIELDS = {"instruction": 0, "input": 1, "output": 2, "other": 3}
@@ -126,7 +126,7 @@ def _gate_words(codes: np.ndarray, found: Any, kinds: np.ndarray, owners: np.nda
     left = (codes == KEEP) & ~found.rough
     rows = np.flatnonzero(left[owners] & (kinds == _OUTPUT))
     if not gates.drop_patterns:
-        rows = rows[(found.flags[rows] & kernel.LINK > 0) | _seen(_phrases(), found, rows)]
+        rows = rows[(found.flags[rows] & kernel.LINK > 0) | _seen(phrases(), found, rows)]
     for row in rows.tolist():
         if codes[owners[row]] == KEEP:
             reason = check_output(_text(found, row), gates.max_urls, gates.drop_patterns)
@@ -149,15 +149,6 @@ def _seen(pattern: Any, found: Any, rows: np.ndarray) -> np.ndarray:
     seen = np.zeros(len(rows), bool)
     seen[np.searchsorted(ends, [match.start() for match in pattern.finditer(lines)], side="right")] = True
     return seen
-
-
-@functools.cache
-def _phrases() -> Any:
-    """All phrases as one automaton. RE2's word boundaries are those of ASCII, so it finds no less than ``re`` does; no
-    class may take a line's end, or a match could begin in one answer and hide one in the next.
-    """
-    pattern = "|".join(f"(?:{phrase})" for phrase in (*REFUSALS, *ADVERTISEMENTS))
-    return re2.compile(pattern.replace("[^", r"[^\n"))
 
 
 @functools.cache

@@ -21,6 +21,10 @@ arguments, run, array, names = helpers["arguments"], helpers["run"], helpers["ar
 rows_by_topic, report = helpers["rows_by_topic"], helpers["report"]
 
 
+def journal(folder):
+    return [json.loads(line) for line in (folder / "o_journal.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def test_whole_run_then_a_second_one_that_asks_nothing(folder, capsys):
     topics = names(25)
     with FaultServer() as server:
@@ -35,7 +39,10 @@ def test_whole_run_then_a_second_one_that_asks_nothing(folder, capsys):
     told = report(folder)
     assert told["topics"] == {"asked": 25, "done": 25, "failed": 0}
     assert (told["run"]["samples_accepted"], told["run"]["requests"]) == (75, 25)
-    assert (told["run"]["prompt_tokens"], told["run"]["completion_tokens"]) == (2500, 5000)
+    assert told["run"]["prompt_tokens"] > told["run"]["cached_tokens"] > 0
+    assert told["run"]["completion_tokens"] == told["all_runs"]["completion_tokens"] > 75 * 100
+    assert (folder / "o_gen_report.html").stat().st_size > 5000
+    assert sorted(entry["topic"] for entry in journal(folder)) == sorted(topics)
     assert not (folder / "o_failed_topics.txt").exists()
     output = capsys.readouterr()
     assert "没有发出请求" in output.err
@@ -71,9 +78,15 @@ def test_only_what_is_missing_is_asked_again(folder):
     assert [n for _, n in server.asked] == [4, 3, 1, 1]
     assert rows_by_topic(folder) == {"甲": 4}
     told = report(folder)["run"]
-    assert told["samples_returned"] == 1 + 3 + 1
-    assert told["samples_rejected"] == {"duplicate": {"count": 1, "meaning": "与已有样本完全相同"}}
-    assert told["malformed_answers"] == 1
+    assert told["samples_returned"] == 1 + 4 + 1
+    assert {reason: entry["count"] for reason, entry in told["samples_rejected"].items()} == {
+        "duplicate": 1,
+        "not_an_object": 1,
+    }
+    assert {problem: entry["count"] for problem, entry in told["answers_by_problem"].items()} == {
+        "cut_off": 1,
+        "no_samples": 1,
+    }
 
 
 def test_every_rejected_sample_has_its_reason(folder):
@@ -115,6 +128,104 @@ def test_topics_that_cannot_be_filled_are_listed_and_can_be_fed_back(folder, cap
     assert rows_by_topic(folder) == {"甲": 2, "乙": 2, "丙": 2}
     assert not failed.exists()
     assert "2 个主题没有凑齐" in capsys.readouterr().err
+
+
+def test_a_dry_run_asks_nothing_and_needs_no_key(folder, capsys, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    topics = folder / "topics.txt"
+    topics.write_text("".join(f"{topic}\n" for topic in names(100)), encoding="utf-8")
+    argv = ["--topics-file", str(topics), "--out", str(folder / "o.jsonl"), "--dry-run"]
+    assert gen_SFT_data.main(argv) == 0
+    said = capsys.readouterr().err
+    assert "至少 100 次请求" in said
+    assert re.search(r"估计 ¥[\d.]+ – ¥[\d.]+ – ¥[\d.]+", said)  # of deepseek-flash
+    assert not (folder / "o.jsonl").exists()
+
+
+def test_the_budget_stops_the_run_and_is_for_all_runs_together(folder, capsys, monkeypatch):
+    from LLM_data_gen import cost, spending
+
+    price = cost.Price("x", "CNY", "https://x.cn", "2026-11-01", cost.Rates(1.0, 0.1, 2000.0))
+    monkeypatch.setattr(spending, "price_of", lambda *_: price)
+    usage = {"prompt_tokens": 0, "completion_tokens": 500}  # one yuan an answer
+    with FaultServer(lambda number, topic, n: {"usage": usage}) as server:
+        assert run(folder, server, names(100), budget=30, max_concurrency=2) == 1
+        asked = len(server.asked)
+        assert 28 <= asked <= 30
+        assert "到了 --budget 30" in capsys.readouterr().err
+        assert report(folder)["all_runs"]["cost"] == asked
+        assert run(folder, server, names(100), budget=30) == 1
+        assert len(server.asked) == asked
+        assert run(folder, server, names(100), budget=40) == 1
+        assert asked < len(server.asked) <= 40
+    assert sum(entry["cost"] for entry in journal(folder)) == len(server.asked)
+
+
+def test_a_budget_without_a_price_is_refused(folder, capsys):
+    with FaultServer() as server:
+        assert run(folder, server, names(2), budget=5) == 2
+    assert "算不出花费" in capsys.readouterr().err
+    assert not server.asked
+
+
+def test_an_output_that_was_lost_is_made_again_of_the_journal(folder, capsys):
+    with FaultServer() as server:
+        assert run(folder, server, names(20)) == 0
+        before = (folder / "o.jsonl").read_bytes()
+        (folder / "o.jsonl").unlink()
+        assert run(folder, server, names(20)) == 0
+        assert len(server.asked) == 20
+    assert (folder / "o.jsonl").read_bytes() == before
+    assert "取回 40 条" in capsys.readouterr().err
+
+
+def test_the_surplus_of_an_answer_is_used_when_more_are_wanted(folder):
+    with FaultServer(lambda number, topic, n: array(topic, 5)) as server:
+        assert run(folder, server, names(3), n=2) == 0
+        assert run(folder, server, names(3), n=5) == 0
+        assert len(server.asked) == 3
+    assert rows_by_topic(folder) == dict.fromkeys(names(3), 5)
+
+
+def test_revalidate_asks_nothing_and_keeps_what_was_there(folder, capsys):
+    with FaultServer() as server:
+        run(folder, server, names(3))
+        before = (folder / "o.jsonl").read_bytes()
+        argv = [*arguments(folder, server, names(3)), "--revalidate"]
+        assert gen_SFT_data.main(argv) == 0
+        assert len(server.asked) == 3
+        assert gen_SFT_data.main([*argv, "--out", str(folder / "other.jsonl")]) == 2
+    assert (folder / "o.jsonl").read_bytes() == before == (folder / "o_before_revalidate.jsonl").read_bytes()
+    assert "没有这份日志" in capsys.readouterr().err
+
+
+def test_what_is_not_accepted_and_what_was_thought_can_be_kept(folder):
+    bad = good_samples("甲", 3)
+    bad[0]["output"] = "很短"
+    answer = {"content": json.dumps(bad, ensure_ascii=False), "reasoning": "先想一想"}
+    with FaultServer(lambda *_: answer) as server:
+        argv = arguments(folder, server, ["甲"], rejected_out=folder / "rejected.jsonl")
+        assert gen_SFT_data.main([*argv, "--keep-reasoning", "--json-mode", "--mode", "reasoner"]) == 0
+    rejected = json.loads((folder / "rejected.jsonl").read_text(encoding="utf-8"))
+    assert (rejected["reason"], rejected["sample"]["output"]) == ("output_too_short", "很短")
+    rows = [json.loads(line) for line in (folder / "o.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["reasoning"] for row in rows] == ["先想一想"] * 2
+    assert "先想一想" not in rows[0]["text"]
+    assert server.bodies[0]["response_format"] == {"type": "json_object"}
+    assert server.bodies[0]["thinking"] == {"type": "enabled"}
+    assert '"samples"' in server.bodies[0]["messages"][1]["content"]
+
+
+def test_near_questions_are_replaced_and_each_sample_is_asked_from_another_side(folder):
+    first = good_samples("甲", 2)
+    first[1] = first[1] | {"input": first[0]["input"].replace("我想请教", "我想问问")}
+    answers = [json.dumps(first, ensure_ascii=False), array("甲", 1, 7)]
+    with FaultServer(lambda number, topic, n: answers[number]) as server:
+        assert run(folder, server, ["甲"]) == 0
+    assert report(folder)["run"]["samples_rejected"]["near_duplicate"]["count"] == 1
+    sides = [re.findall("提问者是(.+)，", body["messages"][1]["content"]) for body in server.bodies]
+    assert [len(found) for found in sides] == [2, 1]
+    assert len({*sides[0], *sides[1]}) == 3
 
 
 @pytest.mark.parametrize(

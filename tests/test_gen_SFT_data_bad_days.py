@@ -65,7 +65,7 @@ def test_a_bad_day_loses_no_topic(folder):
     assert rows_by_topic(folder) == dict.fromkeys(topics, 2)
     assert len(server.asked) <= 1.3 * len(topics)
     told = report(folder)["run"]
-    assert told["malformed_answers"] > 0
+    assert told["answers_by_problem"]["no_samples"]["count"] > 0
     assert told["requests"] == len(server.asked) == told["answers"] + sum(told["failed"].values())
 
 
@@ -92,14 +92,38 @@ def test_a_server_that_is_not_there_ends_the_run(folder, capsys):
     assert "没有给出回答" in capsys.readouterr().err
 
 
-def test_a_cap_on_requests_in_flight_is_found(folder):
-    def plan(number, topic, n):
-        return {"status": 429, "body": "too many"} if server._at_once >= 8 else None
+@pytest.mark.parametrize("named", [False, True])
+def test_a_cap_on_requests_in_flight_is_found(folder, named):
+    with FaultServer(latency_s=0.05, cap=39, cap_in_body=named) as server:
+        assert run(folder, server, names(800), n=1, max_concurrency=200) == 0
+    assert rows_by_topic(folder) == dict.fromkeys(names(800), 1)
+    assert server.over_cap < 0.05 * len(server.asked)
 
-    with FaultServer(plan, latency_s=0.02) as server:
-        assert run(folder, server, names(300), max_concurrency=40) == 0
-    assert rows_by_topic(folder) == dict.fromkeys(names(300), 2)
-    assert len(server.asked) < 500
+
+def test_answers_that_break_off_cost_no_round_and_their_whole_samples_are_kept(folder):
+    with FaultServer(lambda number, *_: {"drop_after": 7} if number < 3 else None) as server:
+        assert run(folder, server, ["甲"], n=4, max_rounds=1) == 0
+    entries = [json.loads(line) for line in (folder / "o_journal.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [entry["status"] for entry in entries[:3]] == ["partial"] * 3
+    assert entries[0]["usage_estimated"]
+    assert server.asked[1][1] < 4  # the samples that had come whole were not asked for again
+    assert rows_by_topic(folder) == {"甲": 4}
+
+
+def test_an_answer_cut_at_its_first_sample_is_asked_for_in_smaller_parts(folder):
+    def plan(number, topic, n):
+        return {"content": array(topic, n)[:60], "finish_reason": "length"} if n > 2 else None
+
+    with FaultServer(plan) as server:
+        assert run(folder, server, ["甲"], n=6, max_rounds=8) == 0
+    assert [n for _, n in server.asked][:4] == [6, 3, 1, 1]
+
+
+def test_an_unknown_model_stops_the_run_with_those_that_are_there(folder, capsys):
+    unknown = {"status": 404, "body": '{"error": {"message": "The model does not exist"}}'}
+    with FaultServer(lambda *_: unknown, models=["model-a"]) as server:
+        assert run(folder, server, names(100)) == 2
+    assert "model-a" in capsys.readouterr().err
 
 
 def start(folder, server, topics, **flags):
@@ -150,6 +174,19 @@ def test_ctrl_c_keeps_rows_and_says_how_to_go_on(folder):
     assert "用同一条命令可以继续" in output
     assert report(folder)["run"]["stopped"] == "中断"
     assert sum(rows_by_topic(folder).values()) == report(folder)["run"]["samples_accepted"] >= 10
+
+
+def test_ctrl_c_waits_for_the_answers_in_flight(folder):
+    with FaultServer(latency_s=0.5) as server:
+        process = start(folder, server, names(400))
+        wait_for_rows(folder, 1)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "已付费" in output
+    entries = (folder / "o_journal.jsonl").read_bytes().count(b"\n")
+    assert entries == len(server.asked) == len(rows_by_topic(folder))
 
 
 def test_two_runs_on_one_output_refuse_each_other(folder, capsys):

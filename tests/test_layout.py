@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [
     *sorted(p.name for p in ROOT.glob("*.py")),
     "data/download.py",
+    "LLM_data_gen/make_topics.py",
     "scripts/make_tiny_model.py",
     "scripts/sample_teacher.py",
     "scripts/pipeline_summary.py",

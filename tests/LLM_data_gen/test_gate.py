@@ -73,16 +73,73 @@ def test_endless_outage_ends_the_run_but_told_waits_are_not_held_against_the_ser
         fail(g, 10)
 
 
-def test_busy_lowers_the_limit_once_a_round_trip_and_success_raises_it():
+def test_the_number_in_flight_trebles_each_round_trip_until_the_service_is_busy():
+    g, _ = gate(limit=500)
+    assert g.limit == 64
+    for _ in range(64):
+        g.succeeded()
+    assert g.limit == 192
+    for _ in range(192):
+        g.succeeded()
+    assert g.limit == 500
+    g.failed(1, "HTTP 429", time.monotonic(), True, None)
+    before = g.limit
+    g.succeeded()
+    assert before < g.limit < before + 1.01
+
+
+def test_a_burst_that_is_refused_tells_what_the_service_bears():
+    g, _ = gate(limit=200)
+    sent = time.monotonic()
+    for left in range(63, 38, -1):  # of 64 in flight 25 are refused, one after the other
+        g.in_flight = left
+        g.failed(left, "HTTP 429", sent, True, None)
+    assert g.limit == 39
+
+
+def test_busy_lowers_the_limit_by_a_tenth_once_a_round_trip_and_success_raises_it():
     g, _ = gate(limit=40)
     sent = time.monotonic()
-    g.in_flight = 40
+    g.in_flight = 39
     for request in (1, 2, 1, 2):  # all sent before the first answer came
         g.failed(request, "HTTP 429", sent, True, None)
-    assert g.limit == 30
+    assert g.limit == 36
     for _ in range(400):
         g.succeeded()
     assert g.limit == 40
+
+
+def test_a_cap_that_is_named_is_kept_for_good():
+    g, said = gate(limit=200)
+    g.failed(1, "HTTP 429", time.monotonic(), True, None, cap=20)
+    assert g.limit <= 20
+    for _ in range(1000):
+        g.succeeded()
+    assert g.limit == 20
+    assert "最多 20 个" in said[0]
+
+
+def test_refusals_while_others_are_in_flight_are_no_outage():
+    g, said = gate(limit=50)
+    g.in_flight = 10
+    assert not any(fail(g, request, busy=True) for request in range(20))
+    assert not said
+    g.in_flight = 0
+    assert fail(g, 20, busy=True)
+
+
+def test_a_caller_who_gives_up_does_not_take_the_turn_of_another():
+    async def run():
+        g, _ = gate(limit=1)
+        await g.enter()
+        first, second = asyncio.create_task(g.enter()), asyncio.create_task(g.enter())
+        await asyncio.sleep(0.01)
+        first.cancel()
+        await asyncio.sleep(0)
+        g.leave()
+        await asyncio.wait_for(second, 1)
+
+    asyncio.run(run())
 
 
 def test_retry_after_holds_everyone():

@@ -21,8 +21,8 @@ def lines(path):
 def test_what_was_written_is_known_to_the_next_run(tmp_path):
     path = tmp_path / "deep" / "o.jsonl"
     with open_output(path, print) as output:
-        output.append("甲", [record("甲", "一"), record("甲", "二")])
-        output.append("乙", [record("乙", "三")])
+        output.append([record("甲", "一"), record("甲", "二")])
+        output.append([record("乙", "三")])
     with open_output(path, print) as output:
         assert dict(output.questions) == {"甲": ["一", "二"], "乙": ["三"]}
         assert fingerprint(record("甲", "一")["text"]) in output.fingerprints
@@ -35,7 +35,7 @@ def test_partial_last_line_is_cut_and_said(tmp_path):
     whole = json.dumps(record("甲"), ensure_ascii=False).encode() + b"\n"
     path.write_bytes(whole + whole[:20])
     with open_output(path, said.append) as output:
-        output.append("乙", [record("乙")])
+        output.append([record("乙")])
     assert lines(path) == [record("甲"), record("乙")]
     assert "20 字节" in said[0]
 
@@ -44,7 +44,7 @@ def test_last_line_without_newline_is_kept(tmp_path):
     path = tmp_path / "o.jsonl"
     path.write_text(json.dumps(record("甲")), encoding="utf-8")
     with open_output(path, print) as output:
-        output.append("乙", [record("乙")])
+        output.append([record("乙")])
     assert lines(path) == [record("甲"), record("乙")]
 
 
@@ -71,7 +71,7 @@ def test_a_file_of_another_kind_is_refused_by_line_and_left_alone(tmp_path, line
 def test_second_run_on_one_output_is_refused(tmp_path):
     path = tmp_path / "o.jsonl"
     with open_output(path, print) as output:
-        output.append("甲", [record("甲")])
+        output.append([record("甲")])
         with pytest.raises(UserError, match="另一个运行"), open_output(path, print):
             pass
     with open_output(path, print) as output:
@@ -105,10 +105,9 @@ class FullDisk:
 def test_full_disk_leaves_whole_lines_and_names_the_file(tmp_path):
     path = tmp_path / "o.jsonl"
     with open_output(path, print) as output:
-        output.append("甲", [record("甲")])
+        output.append([record("甲")])
         output._file = FullDisk(output._file)
         with pytest.raises(OSError, match="No space") as error:
-            output.append("乙", [record("乙")])
+            output.append([record("乙")])
         assert error.value.filename == str(path)
-        assert len(output) == 1
     assert lines(path) == [record("甲")]

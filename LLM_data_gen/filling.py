@@ -1,0 +1,174 @@
+"""Fill topics with samples, many at once: ask, put the answer into the journal, take what is good, ask for what is missing.
+
+    run = Run(args, teacher, output, journal, tally, ...)
+    asyncio.run(run.generate(todo, n_topics))          run.stopped says why when it ended early
+"""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+
+from sft_data.errors import UserError
+
+from .client import Client, Settings, Stopped, TriesUsedUp, Usage
+from .cost import Price
+from .journal import Journal, entry_of
+from .output import Output
+from .prompt import MOST_PER_REQUEST, build_messages, size_of_answer
+from .settings import Teacher
+from .spending import Totals, likely_cost, over_budget, price_entry
+from .taking import Tally, take
+from .variety import angles
+
+GRACE_S = 60  # when the run must stop, answers in flight are waited for so long: they are paid for
+
+
+class Run:
+    """totals: of all runs on this output; spent: of this one."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        teacher: Teacher,
+        output: Output,
+        journal: Journal,
+        tally: Tally,
+        price: Price | None,
+        totals: Totals,
+        say: Callable[[str], None],
+    ):
+        self.args, self.teacher, self.output, self.journal, self.tally = args, teacher, output, journal, tally
+        self.price, self.totals, self.say = price, totals, say
+        self.spent, self.usage = Totals(), Usage()
+        self.stopped: str | None = None
+        self.interrupted = False
+        self._likely = likely_cost(args, teacher, price)
+        self._asking = 0
+        self._started = time.monotonic()
+
+    async def generate(self, todo: list[str], n_topics: int) -> None:
+        """Fill all topics, ``max_concurrency`` at a time. Whatever stops the run, answers in flight are waited for."""
+        from tqdm import tqdm
+
+        names = ("temperature", "max_concurrency", "timeout_s", "max_tries", "retry_wait_s", "max_outage_s")
+        settings = Settings(**{name: getattr(self.args, name) for name in names})
+        queue, options = iter(todo), {"unit": "主题", "desc": "生成", "disable": None, "dynamic_ncols": True}
+        with tqdm(total=n_topics, initial=n_topics - len(todo), **options) as bar:
+            async with Client(self.teacher, settings, self.say) as client:
+                self._client, self.usage = client, client.usage
+
+                async def worker() -> None:
+                    with contextlib.suppress(Stopped):
+                        for topic in queue:
+                            await self._fill(topic)
+                            bar.set_postfix_str(self._state(), refresh=False)
+                            bar.update()
+
+                workers = [asyncio.create_task(worker()) for _ in range(min(settings.max_concurrency, len(todo)))]
+                with self._signals(workers):
+                    await self._finish(workers)
+
+    async def _finish(self, workers: list[asyncio.Task]) -> None:
+        try:
+            done, pending = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+            if pending:
+                self._client.gate.stop()
+                self.say(f"停止：不再发新请求，等在途的 {self._client.gate.in_flight} 个收尾，最多 {GRACE_S} 秒。")
+                await asyncio.wait(pending, timeout=GRACE_S)
+            for task in done:
+                if not task.cancelled():
+                    task.result()
+        finally:
+            for task in workers:
+                task.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def _signals(self, workers: list[asyncio.Task]) -> Iterator[None]:
+        """The first Ctrl-C (or SIGTERM) stops asking and waits for what is paid for; the second leaves at once."""
+        loop = asyncio.get_running_loop()
+
+        def interrupt() -> None:
+            again, self.interrupted, self.stopped = self.interrupted, True, "中断"
+            self._client.gate.stop()
+            if again or not self._client.gate.in_flight:
+                for task in workers:
+                    task.cancel()
+                return
+            self.say(f"\n收到中断：不再发新请求，等在途的 {self._client.gate.in_flight} 个回答（已付费）；再按一次立即退出。")
+            loop.call_later(GRACE_S, interrupt)
+
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, interrupt)
+        except (NotImplementedError, RuntimeError, ValueError):  # Windows; or not in the main thread
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    async def _fill(self, topic: str) -> None:
+        """Ask for what the topic misses until it has all or the rounds are used up; each answer is written as it comes.
+
+        An answer that broke off costs a try, not a round; after one in which no sample got whole, fewer are asked for.
+        """
+        n, questions = self.args.n_per_topic, self.output.questions[topic]
+        rounds = self.args.max_rounds + (n - 1) // MOST_PER_REQUEST
+        round_number, broken, most, angle = 0, 0, MOST_PER_REQUEST, len(questions)
+        while len(questions) < n:
+            if round_number == rounds or broken == self.args.max_tries:
+                self.tally.failed[topic] = f"问了 {round_number + broken} 轮，合格 {len(questions)} 条，要 {n} 条"
+                return
+            asked = min(n - len(questions), most)
+            sides = angles(topic, asked, angle)
+            angle += asked
+            try:
+                status, taken = await self._ask(topic, asked, sides)
+            except TriesUsedUp as error:
+                self.tally.failed[topic] = str(error)
+                return
+            broken += status == "partial"
+            round_number += status != "partial"
+            if status == "cut" and not taken:
+                most = max(1, asked // 2)
+        self.tally.topics_done += 1
+
+    async def _ask(self, topic: str, asked: int, sides: list[str]) -> tuple[str, int]:
+        """Return the status of the answer (journal.py), and how many samples of it were taken."""
+        args, questions = self.args, self.output.questions[topic]
+        if over_budget(args.budget, self.totals, self._asking, self._likely):
+            self.stopped = self.stopped or f"到了 --budget {args.budget:g}"
+            self._client.gate.stop()
+            raise Stopped
+        messages = build_messages(topic, asked, questions, sides, args.json_mode)
+        max_tokens = args.max_tokens
+        if max_tokens is None:
+            max_tokens = size_of_answer(asked, bool(self.teacher.thinking))
+        self._asking, sent = self._asking + 1, datetime.now().astimezone()
+        try:
+            answer = await self._client.ask(messages, max_tokens, args.json_mode)
+        finally:
+            self._asking -= 1
+        entry = entry_of(topic, asked, messages, self.teacher.model, answer)
+        price_entry(entry, messages, self.price, sent)
+        self.journal.append(entry)
+        self.totals.add(self.spent.add(entry))
+        taken = take(entry, self.output, args.n_per_topic - len(questions), self.tally, args.keep_reasoning)
+        if self.journal.disk_full:
+            raise UserError(f"{self.journal.path}：磁盘满了，停止运行；已付费的回答都在，清理出空间后用同一条命令继续。")
+        return entry["status"], taken
+
+    def _state(self) -> str:
+        """The end of the progress bar."""
+        rate = self.usage.requests / max(1e-9, time.monotonic() - self._started)
+        return (
+            f"样本 {len(self.output)} 失败 {len(self.tally.failed)} 并发 {self._client.gate.in_flight} "
+            f"{rate:.1f} 请求/秒 {self.totals}"
+        )

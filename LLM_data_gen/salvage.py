@@ -1,0 +1,192 @@
+"""Take a damaged answer sample by sample: bare quotes, missing brackets, Chinese punctuation, a cut in the middle.
+
+    salvage(text) -> (samples, problem)         as answers.read_answer gives them
+
+Each sample begins at a brace with a field name, so one that is damaged does not spoil its neighbours, and a sound one
+is never altered. A damaged one is read by where its field names stand; json-repair sees only what that leaves.
+"""
+
+import json
+import re
+from typing import Any, NamedTuple
+
+from .answers import FIELDS, NAMES, PROBLEMS, samples_in
+
+_QUOTES = "\"＂“”'‘’"
+_CLOSERS = {'"': '"”', "＂": '＂"', "'": "'’", "‘": "‘’'", "’": "‘’'"}  # what may close a string; others: “”"
+
+_KNOWN = "|".join(NAMES)
+_KEY = re.compile(
+    rf"(?P<open>[{{｛]\s*)?(?:[{_QUOTES}]\s*(?:(?P<known>{_KNOWN})|(?P<other>[a-z0-9_]{{1,30}}))\s*[{_QUOTES}]"
+    rf"|(?P<bare>{_KNOWN}))\s*[:：]",
+    re.IGNORECASE,
+)
+_QUOTED_NAME = re.compile(rf"[{_QUOTES}]\s*(?:{_KNOWN})\s*[{_QUOTES}]\s*[:：]", re.IGNORECASE)
+# What stands before a brace that opens a sample, and before a field name; in running text neither does.
+_BEFORE_OPEN = re.compile(rf"(?:\A|[\[\]}}｝］`,]|[{_QUOTES}]\s*，?|(?:\A|[}}｝\]`])[^{_QUOTES}{{}}\[\]]*)\s*\Z")
+_BEFORE_INNER = re.compile(rf"[{_QUOTES}]\s*[:：]\s*\Z")
+_BEFORE_KEY = re.compile(rf"(?:[{_QUOTES}\]}}｝0-9]\s*[,，;；]?|,)\s*\Z")
+_BEFORE_OTHER = re.compile(r"[\"'\]}0-9el]\s*,\s*\Z")  # e and l: true, false, null
+_BEFORE_NUMBER = re.compile(r"[}｝]\s*,\s*\Z")  # {"1": {...}, "2": {...}}
+_LOOK_BACK = 200  # characters
+
+_SENTENCE_ENDS = "。？！…；）"
+_TAIL = r"\s*(?:[,，;；]\s*)?(?:[\]］}｝`\n][^\"{}]*)?\Z"  # what may follow a whole sample
+_CLOSED = re.compile(rf"[}}｝]{_TAIL}|\]\s*`*\s*\Z")
+_END = re.compile(rf"(?:[{_QUOTES}]|(?<=[{_SENTENCE_ENDS}]))\s*(?:[,，]\s*)?(?:[}}｝]{_TAIL}|\]\s*`*\s*\Z)")
+_END_WITHOUT_BRACE = re.compile(rf"[{_QUOTES}]\s*(?:[,，;；]\s*)?\Z")
+_ESCAPES = re.compile(r"\\(?:u[0-9a-fA-F]{4}|[\"\\/bfnrt'])|\\|\"")
+_CJK = re.compile("[\u3400-\u9fff]")
+_BLANKS = re.compile(r"\s{1000,}")  # what a model that has lost its way writes on and on
+_MOST_TO_REPAIR = 20_000  # characters; no sample is as long, and json-repair is slow on what it cannot make out
+
+
+class _Key(NamedTuple):
+    start: int  # of its brace, if it has one
+    end: int
+    name: str | None  # None: not one of the three
+    opens: bool
+
+
+def salvage(text: str) -> tuple[list[Any], str | None]:
+    """Return the samples in a text that is not JSON as a whole, and the worst problem among them."""
+    text = _BLANKS.sub("\n", text)
+    groups = _groups(_keys(text))
+    decoder = json.JSONDecoder(strict=False)  # a raw newline inside a string is common and harmless
+    samples, problems, position = [], set(), 0
+    for i, group in enumerate(groups):
+        start = group[0].start
+        if start < position:
+            continue  # inside what has been read already
+        try:
+            value, end = decoder.raw_decode(text, start)
+            found = samples_in(value) if isinstance(value, dict) else []
+        except (ValueError, RecursionError):
+            found = []
+        if found:
+            samples += found
+            position = end
+        elif any(key.name for key in group):
+            is_last = i + 1 == len(groups)
+            position = len(text) if is_last else groups[i + 1][0].start
+            sample, problem = _one_damaged(text, group, position, is_last)
+            samples.append(sample)
+            problems.add(problem)
+    if not samples:
+        return _unescaped(text)
+    if text[: groups[0][0].start].rstrip().endswith("[") and "]" not in text[position:] and position < len(text):
+        problems.add("cut_off")  # between two samples
+    return samples, next((problem for problem in PROBLEMS if problem in problems), None)
+
+
+def _unescaped(text: str) -> tuple[list[Any], str | None]:
+    """Read an answer in which every quote is escaped, as if it were the inside of a string."""
+    try:
+        inner = json.loads(f'"{text}"', strict=False)
+    except ValueError:
+        inner = text
+    return salvage(inner) if len(inner) < len(text) else ([], "no_samples")
+
+
+def _keys(text: str) -> list[_Key]:
+    """Find the field names that stand where JSON has them."""
+    keys = []
+    for match in _KEY.finditer(text):
+        name, start = match["known"] or match["bare"], match.start()
+        back = max(0, start - _LOOK_BACK)
+        if match["open"]:
+            inner = name and _BEFORE_INNER.search(text, back, start)
+            opens = bool(not keys or inner or _BEFORE_OPEN.search(text, back, start))
+        else:
+            opens = bool(not name and _BEFORE_NUMBER.search(text, back, start))
+        before = _BEFORE_KEY if match["known"] else _BEFORE_OTHER
+        if opens or (not match["open"] and ((name and not keys) or before.search(text, back, start))):
+            keys.append(_Key(start, match.end(), NAMES[name.casefold()] if name else None, opens))
+    return keys
+
+
+def _groups(keys: list[_Key]) -> list[list[_Key]]:
+    """Put the names of each sample together. Where a brace is missing, the first name tells that a new sample begins."""
+    first = next((key.name for key in keys if key.name), None)
+    groups: list[list[_Key]] = []
+    for key in keys:
+        names = [known.name for known in groups[-1]] if groups else []
+        if key.opens or not groups or (key.name == first and first in names):
+            groups.append([key])
+        elif not key.name or key.name not in names:
+            groups[-1].append(key)
+    return groups
+
+
+def _one_damaged(text: str, keys: list[_Key], end: int, is_last: bool) -> tuple[Any, str]:
+    """Return (sample, "repaired"), or the piece as text with what is wrong."""
+    piece = text[keys[0].start : end]
+    closed = bool(_CLOSED.search(piece))
+    sample = _by_fields(text, keys, end, is_last) or (closed and _by_json_repair(piece)) or None
+    if sample:
+        return sample, "repaired"
+    return piece.rstrip(), "cut_off" if is_last and not closed else "damaged"
+
+
+def _by_fields(text: str, keys: list[_Key], end: int, is_last: bool) -> dict[str, Any] | None:
+    """Read a sample by where its field names stand: what lies between two of them is a value, whatever quotes it holds."""
+    sample: dict[str, Any] = {}
+    for key, following in zip(keys, [*keys[1:], None], strict=True):
+        segment = text[key.end : following.start if following else end]
+        if following is None:
+            last = _END.search(segment) or (None if is_last else _END_WITHOUT_BRACE.search(segment))
+            if not last:
+                return None
+            segment = segment[: last.start() + (segment[last.start()] in _QUOTES)]
+        if key.name:
+            try:
+                value = _value(segment.strip().rstrip(",，;；").rstrip())
+            except ValueError:
+                return None
+            if isinstance(value, str) and _QUOTED_NAME.search(value):
+                return None  # where this value ends is anybody's guess
+            sample[key.name] = value
+    return sample
+
+
+def _value(text: str) -> Any:
+    """Read a value: a string in any quotes, one of which may be missing; or JSON. ValueError when it is neither."""
+    quote = text[:1]
+    if not quote or quote not in _QUOTES:
+        if text[-1:] == '"' and _CJK.match(text):
+            return _string(text[:-1])
+        return json.loads(text)
+    closes = len(text) > 1 and text[-1] in _CLOSERS.get(quote, '“”"')
+    if closes and (quote != '"' or text[-1] == '"' or text.count("”") > text.count("“")):
+        return _string(text[1:-1])
+    if text[-1] in _SENTENCE_ENDS + "”":
+        return _string(text[1:])
+    raise ValueError(text)
+
+
+def _string(body: str) -> str:
+    """Undo the escapes of a string in which some are missing and some are none: a bare quote or backslash is itself."""
+
+    def escaped(match: re.Match) -> str:
+        return {'"': '\\"', "\\": "\\\\", "\\'": "'"}.get(match[0], match[0])
+
+    if (len(body) - len(body.rstrip("\\"))) % 2:
+        body = body[:-1]  # its closing quote was escaped
+    return json.loads(f'"{_ESCAPES.sub(escaped, body)}"', strict=False)
+
+
+def _by_json_repair(piece: str) -> dict[str, Any] | None:
+    """Leave one damaged sample to json-repair, and take its word only when no Chinese character is lost or added."""
+    if len(piece) > _MOST_TO_REPAIR:
+        return None
+    piece = piece[: max(piece.rfind("}"), piece.rfind("｝")) + 1] or piece
+    import json_repair
+
+    try:
+        found = samples_in(json_repair.loads(piece, skip_json_loads=True))
+    except (ValueError, RecursionError, IndexError):
+        return None
+    if len(found) != 1 or not isinstance(found[0], dict) or not all(field in found[0] for field in FIELDS):
+        return None
+    texts = "".join(value for value in found[0].values() if isinstance(value, str))
+    return found[0] if _CJK.findall(piece) == _CJK.findall(texts) else None

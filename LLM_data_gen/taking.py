@@ -1,0 +1,130 @@
+"""From an answer to rows of the output: what is accepted, and why the rest is not.
+
+    take(entry, output, wanted, tally) -> int         an answer of today, or one from the journal: the same to it
+    replay(...) / revalidate(...)                     make rows of stored answers, which costs nothing
+    open_rejected(path)                               what is not accepted, with its reason, for those who want to see it
+"""
+
+import contextlib
+import itertools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sft_data.jsonl import dump_line, mend_last_line, read_records
+from sft_data.storage import write_atomically
+
+from .output import Output
+from .validation import check_sample, describe, fingerprint, read_answer, to_record
+
+
+@dataclass
+class Tally:
+    """What this run did with the answers. returned = accepted + sum(rejected.values())."""
+
+    returned: int = 0
+    accepted: int = 0
+    rejected: Counter = field(default_factory=Counter)
+    problems: Counter = field(default_factory=Counter)  # of whole answers: blank, cut off, repaired
+    topics_done: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    reject: Callable[[str, str, Any], None] = lambda topic, reason, sample: None
+
+
+def take(entry: dict[str, Any], output: Output, wanted: int, tally: Tally, keep_reasoning: bool = False) -> int:
+    """Write the samples of an answer that are good and new, at most ``wanted``; count every other under its reason."""
+    topic, reading, records = entry["topic"], read_answer(entry["text"]), []
+    if reading.problem:
+        tally.problems[reading.problem] += 1
+    output.expect(reading.samples)
+    for sample in reading.samples:
+        tally.returned += 1
+        reason = check_sample(sample)
+        if reason is None:
+            record = to_record(sample, topic)
+            reason = output.repeats(record["text"], sample["input"]) or ("surplus" if len(records) >= wanted else None)
+        if reason:
+            tally.rejected[reason] += 1
+            tally.reject(topic, reason, sample)
+            continue
+        if keep_reasoning and entry.get("reasoning"):
+            record["reasoning"] = entry["reasoning"]
+        output.note(topic, record["text"], sample["input"])
+        records.append(record)
+    if records:
+        output.append(records)
+        tally.accepted += len(records)
+    return len(records)
+
+
+def describe_counts(counts: dict[str, int]) -> str:
+    return "，".join(f"{describe(name)} {n}" for name, n in sorted(counts.items(), key=lambda item: -item[1])) or "无"
+
+
+def replay(entries: Iterable[dict[str, Any]], output: Output, topics: list[str], n: int, keep_reasoning: bool) -> Tally:
+    """Take what a killed run had paid for and not written yet, and the surplus of earlier answers; nothing else changes."""
+    tally, wanted = Tally(), set(topics)
+    for entry in entries:
+        missing = n - len(output.questions.get(entry["topic"], ()))
+        if entry["topic"] in wanted and missing > 0:
+            take(entry, output, missing, tally, keep_reasoning)
+    return tally
+
+
+def revalidate(
+    entries: Callable[[], Iterable[dict[str, Any]]], output: Output, n: int, tally: Tally, keep_reasoning: bool
+) -> Path | None:
+    """Write the output anew from all stored answers by the rules of today; rows that no answer holds stay as they are.
+
+    Return where the output was put that stood there before.
+    """
+    stored = {mark for entry in entries() for mark in _marks(entry)}
+    backup = None
+    with write_atomically(output.path) as file:
+        fresh = Output(output.path, file, output.near_dup)
+        for _, row in read_records(output.path) if output.path.stat().st_size else ():
+            if fingerprint(row["text"]) not in stored:
+                fresh.note_row(row)
+                fresh.append([row])
+        for entry in entries():
+            take(entry, fresh, n - len(fresh.questions[entry["topic"]]), tally, keep_reasoning)
+        if output.path.stat().st_size:
+            backup = _beside(output.path)
+            shutil.copy2(output.path, backup)
+    return backup
+
+
+def _marks(entry: dict[str, Any]) -> Iterator[int]:
+    """Fingerprints of all samples of an answer that any rules might have made a row of."""
+    for sample in read_answer(entry["text"]).samples:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            yield fingerprint(to_record(sample, entry["topic"])["text"])
+
+
+def _beside(path: Path) -> Path:
+    numbered = (path.with_name(f"{path.stem}_before_revalidate{i or ''}.jsonl") for i in itertools.count())
+    return next(one for one in numbered if not one.exists())
+
+
+@contextlib.contextmanager
+def open_rejected(path: Path | None) -> Iterator[Callable[[str, str, Any], None]]:
+    """Give a function that appends a rejected sample with its reason to the file; without one it does nothing."""
+    if path is None:
+        yield lambda topic, reason, sample: None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mend_last_line(path)
+    with open(path, "ab", buffering=0) as file:
+
+        def reject(topic: str, reason: str, sample: Any) -> None:
+            line = {"topic": topic, "reason": reason, "label": describe(reason), "sample": sample}
+            try:
+                file.write(dump_line(line))
+            except TypeError:  # half a surrogate pair, for one
+                file.write(json.dumps(line).encode() + b"\n")
+
+        yield reject
