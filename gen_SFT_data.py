@@ -119,9 +119,7 @@ def reread(args: argparse.Namespace, output) -> int:
     before = len(output)
     with open_rejected(args.rejected_out) as reject:
         tally = Tally(reject=reject)
-        backup = revalidate(
-            lambda: read_journal(args.out, say), output, args.n_per_topic, tally, args.keep_reasoning
-        )
+        backup = revalidate(lambda: read_journal(args.out, say), output, args.n_per_topic, tally, args.keep_reasoning)
     say(f"重读日志：样本 {tally.returned} 条，收下 {tally.accepted} 条；不收：{describe_counts(tally.rejected)}")
     say(f"{args.out} 原有 {before} 条" + (f"，另存为 {backup}。" if backup else "。") + "没有发出请求。")
     return 0
@@ -155,7 +153,9 @@ def ask_for(args: argparse.Namespace, output, topics: list[str], todo: list[str]
             raise
         finally:
             failed_file = write_failed_topics(args.out, output, tally.failed, args.n_per_topic)
-            files = write_reports(args, output, topics, describe_run(run, time.monotonic() - started), totals, price, say)
+            files = write_reports(
+                args, output, topics, describe_run(run, time.monotonic() - started), totals, price, say
+            )
             done = f"主题 {len(topics)} 个，本次完成 {tally.topics_done}，失败 {len(tally.failed)}"
             say(f"{done}；用了 {run.spent}；样本新增 {tally.accepted} 条，共 {len(output)} 条：{args.out}")
             say(f"报告：{'、'.join(map(str, files))}")

@@ -1,7 +1,7 @@
 """Fill topics with samples, many at once: ask, put the answer into the journal, take what is good, ask for what is missing.
 
-    run = Run(args, teacher, output, journal, tally, ...)
-    asyncio.run(run.generate(todo, n_topics))          run.stopped says why when it ended early
+run = Run(args, teacher, output, journal, tally, ...)
+asyncio.run(run.generate(todo, n_topics))          run.stopped says why when it ended early
 """
 
 import argparse
@@ -99,7 +99,9 @@ class Run:
                 for task in workers:
                     task.cancel()
                 return
-            self.say(f"\n收到中断：不再发新请求，等在途的 {self._client.gate.in_flight} 个回答（已付费）；再按一次立即退出。")
+            self.say(
+                f"\n收到中断：不再发新请求，等在途的 {self._client.gate.in_flight} 个回答（已付费）；再按一次立即退出。"
+            )
             loop.call_later(GRACE_S, interrupt)
 
         try:
@@ -162,7 +164,9 @@ class Run:
         self.totals.add(self.spent.add(entry))
         taken = take(entry, self.output, args.n_per_topic - len(questions), self.tally, args.keep_reasoning)
         if self.journal.disk_full:
-            raise UserError(f"{self.journal.path}：磁盘满了，停止运行；已付费的回答都在，清理出空间后用同一条命令继续。")
+            raise UserError(
+                f"{self.journal.path}：磁盘满了，停止运行；已付费的回答都在，清理出空间后用同一条命令继续。"
+            )
         return entry["status"], taken
 
     def _state(self) -> str:

@@ -2,8 +2,8 @@
 
 with open_output(path, say) as output:       locks it, cuts a partial last line, reads what is there
     output.questions["主题"]                 questions accepted for a topic so far
-    output.repeats(text, question)           whether it says again what is there
-    output.note(topic, text, question)       from now on it is there
+    output.repeats(mark, question)           whether a record says again what is there
+    output.note(topic, mark, question)       from now on it is there
     output.append(records)
 """
 
@@ -29,12 +29,12 @@ class Output:
         self.path, self.near_dup = path, near_dup
         self.questions: dict[str, list[str]] = defaultdict(list)
         self.fingerprints: set[int] = set()
-        self.foreign = 0  # lines without a topic, from elsewhere: kept, and never written twice
+        self._count = 0  # with lines that have no topic, from elsewhere: kept, and never written twice
         self._near = Questions()
         self._file = file
 
     def __len__(self) -> int:
-        return self.foreign + sum(map(len, self.questions.values()))
+        return self._count
 
     def expect(self, samples: list[Any]) -> None:
         """Make ready to be asked about these, which costs less together than one by one."""
@@ -42,26 +42,25 @@ class Output:
             questions = (sample.get("input") for sample in samples if isinstance(sample, dict))
             self._near.expect([question for question in questions if isinstance(question, str)])
 
-    def repeats(self, text: str, question: str) -> str | None:
-        """Return the reason to reject a record that says again what is there, or None."""
-        if fingerprint(text) in self.fingerprints:
+    def repeats(self, mark: int, question: str) -> str | None:
+        """Return the reason to reject a record that says again what is there, or None. mark: fingerprint of its text."""
+        if mark in self.fingerprints:
             return "duplicate"
         return "near_duplicate" if self.near_dup and self._near.twin(question) is not None else None
 
-    def note(self, topic: str | None, text: str, question: str) -> None:
-        self.fingerprints.add(fingerprint(text))
+    def note(self, topic: str | None, mark: int, question: str) -> None:
+        self._count += 1
+        self.fingerprints.add(mark)
         if self.near_dup:
             self._near.add(question)
-        if topic is None:
-            self.foreign += 1
-        else:
+        if topic is not None:
             self.questions[topic].append(question)
 
     def note_row(self, row: dict[str, Any]) -> None:
         """ValueError: its text is no HIT ChatML."""
         question = next(m["content"] for m in parse_chatml(row["text"]) if m["role"] == "user")
         topic = row.get("topic")
-        self.note(topic if isinstance(topic, str) else None, row["text"], question)
+        self.note(topic if isinstance(topic, str) else None, fingerprint(row["text"]), question)
 
     def append(self, records: list[dict[str, str]]) -> None:
         """Write ``records`` as whole lines, at once, or not at all: with no space left the file ends where it did."""

@@ -21,7 +21,7 @@ _KEY = re.compile(
     rf"|(?P<bare>{_KNOWN}))\s*[:：]",
     re.IGNORECASE,
 )
-_QUOTED_NAME = re.compile(rf"[{_QUOTES}]\s*(?:{_KNOWN})\s*[{_QUOTES}]\s*[:：]", re.IGNORECASE)
+_QUOTED_NAME = re.compile(rf"[{_QUOTES}]\s*(?:{_KNOWN})\s*[{_QUOTES}]\s*\\?[:：]", re.IGNORECASE)
 # What stands before a brace that opens a sample, and before a field name; in running text neither does.
 _BEFORE_OPEN = re.compile(rf"(?:\A|[\[\]}}｝］`,]|[{_QUOTES}]\s*，?|(?:\A|[}}｝\]`])[^{_QUOTES}{{}}\[\]]*)\s*\Z")
 _BEFORE_INNER = re.compile(rf"[{_QUOTES}]\s*[:：]\s*\Z")
@@ -31,10 +31,15 @@ _BEFORE_NUMBER = re.compile(r"[}｝]\s*,\s*\Z")  # {"1": {...}, "2": {...}}
 _LOOK_BACK = 200  # characters
 
 _SENTENCE_ENDS = "。？！…；）"
-_TAIL = r"\s*(?:[,，;；]\s*)?(?:[\]］}｝`\n][^\"{}]*)?\Z"  # what may follow a whole sample
+# What may follow a whole sample: brackets, fences, prose. Only after a closed array may the prose hold quotes.
+_TAIL = r"\s*(?:[,，;；]\s*)?(?:[\]］]\s*`*\n[^{}]*|[\]］}｝`\n][^\"{}]*)?\Z"
 _CLOSED = re.compile(rf"[}}｝]{_TAIL}|\]\s*`*\s*\Z")
 _END = re.compile(rf"(?:[{_QUOTES}]|(?<=[{_SENTENCE_ENDS}]))\s*(?:[,，]\s*)?(?:[}}｝]{_TAIL}|\]\s*`*\s*\Z)")
 _END_WITHOUT_BRACE = re.compile(rf"[{_QUOTES}]\s*(?:[,，;；]\s*)?\Z")
+_ARRAY_ENDS = re.compile(rf"[}}｝{_QUOTES}]\s*(?:[,，]\s*)?[\]］]")
+_BEGUN = re.compile(
+    rf"(?<=[}}｝])\s*(?:[,，]\s*)?[{{｛]\s*(?:[{_QUOTES}]\w*[{_QUOTES}]?\s*)?\Z"
+)  # by a sample cut at once
 _ESCAPES = re.compile(r"\\(?:u[0-9a-fA-F]{4}|[\"\\/bfnrt'])|\\|\"")
 _CJK = re.compile("[\u3400-\u9fff]")
 _BLANKS = re.compile(r"\s{1000,}")  # what a model that has lost its way writes on and on
@@ -50,32 +55,31 @@ class _Key(NamedTuple):
 
 def salvage(text: str) -> tuple[list[Any], str | None]:
     """Return the samples in a text that is not JSON as a whole, and the worst problem among them."""
-    text = _BLANKS.sub("\n", text)
+    text = _BEGUN.sub("", _BLANKS.sub("\n", text))
     groups = _groups(_keys(text))
+    named = {group[0].start for group in groups if any(key.name for key in group)}
+    if not named:
+        return _unescaped(text)
     decoder = json.JSONDecoder(strict=False)  # a raw newline inside a string is common and harmless
     samples, problems, position = [], set(), 0
-    for i, group in enumerate(groups):
+    for group, following in zip(groups, [*groups[1:], None], strict=True):
         start = group[0].start
-        if start < position:
-            continue  # inside what has been read already
+        if start < position or start not in named:
+            continue  # inside what has been read already, or something else
         try:
-            value, end = decoder.raw_decode(text, start)
+            value, position = decoder.raw_decode(text, start)
             found = samples_in(value) if isinstance(value, dict) else []
         except (ValueError, RecursionError):
             found = []
-        if found:
-            samples += found
-            position = end
-        elif any(key.name for key in group):
-            is_last = i + 1 == len(groups)
-            position = len(text) if is_last else groups[i + 1][0].start
-            sample, problem = _one_damaged(text, group, position, is_last)
-            samples.append(sample)
+        last = position - 1 if found else start
+        if not found:
+            position = following[0].start if following else len(text)
+            sample, problem = _one_damaged(text, group, position, following is None)
+            found = [sample]
             problems.add(problem)
-    if not samples:
-        return _unescaped(text)
-    if text[: groups[0][0].start].rstrip().endswith("[") and "]" not in text[position:] and position < len(text):
-        problems.add("cut_off")  # between two samples
+        samples += found
+    if text[: min(named)].rstrip().endswith("[") and not _ARRAY_ENDS.search(text, last):
+        problems.add("cut_off")  # or between two samples
     return samples, next((problem for problem in PROBLEMS if problem in problems), None)
 
 
@@ -125,28 +129,35 @@ def _one_damaged(text: str, keys: list[_Key], end: int, is_last: bool) -> tuple[
     sample = _by_fields(text, keys, end, is_last) or (closed and _by_json_repair(piece)) or None
     if sample:
         return sample, "repaired"
-    return piece.rstrip(), "cut_off" if is_last and not closed else "damaged"
+    return piece.rstrip(",，;； \n"), "cut_off" if is_last and not closed else "damaged"
 
 
 def _by_fields(text: str, keys: list[_Key], end: int, is_last: bool) -> dict[str, Any] | None:
     """Read a sample by where its field names stand: what lies between two of them is a value, whatever quotes it holds."""
     sample: dict[str, Any] = {}
     for key, following in zip(keys, [*keys[1:], None], strict=True):
-        segment = text[key.end : following.start if following else end]
-        if following is None:
-            last = _END.search(segment) or (None if is_last else _END_WITHOUT_BRACE.search(segment))
-            if not last:
-                return None
-            segment = segment[: last.start() + (segment[last.start()] in _QUOTES)]
+        segment = text[key.end : following.start if following else end].strip()
+        try:
+            if following is None:
+                segment = segment[: _end_of_value(segment, is_last)]
+            value = _value(segment.rstrip(",，;； \n")) if key.name else None
+        except ValueError:
+            return None
         if key.name:
-            try:
-                value = _value(segment.strip().rstrip(",，;；").rstrip())
-            except ValueError:
-                return None
             if isinstance(value, str) and _QUOTED_NAME.search(value):
                 return None  # where this value ends is anybody's guess
             sample[key.name] = value
     return sample
+
+
+def _end_of_value(text: str, is_last: bool) -> int:
+    """Return where the last value of a sample ends: before its brace. ValueError when it has no end."""
+    if text.startswith(("[", "{")):
+        return json.JSONDecoder().raw_decode(text)[1]
+    end = _END.search(text) or (None if is_last else _END_WITHOUT_BRACE.search(text))
+    if not end:
+        raise ValueError(text)
+    return end.start() + (text[end.start()] in _QUOTES)
 
 
 def _value(text: str) -> Any:
@@ -189,4 +200,5 @@ def _by_json_repair(piece: str) -> dict[str, Any] | None:
     if len(found) != 1 or not isinstance(found[0], dict) or not all(field in found[0] for field in FIELDS):
         return None
     texts = "".join(value for value in found[0].values() if isinstance(value, str))
-    return found[0] if _CJK.findall(piece) == _CJK.findall(texts) else None
+    whole = _CJK.findall(piece) == _CJK.findall(texts) and not _QUOTED_NAME.search(texts)
+    return found[0] if whole else None

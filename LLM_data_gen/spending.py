@@ -96,7 +96,9 @@ def dry_run(
     say: Callable[[str], None],
 ) -> int:  # fmt: skip
     plan = _estimate(args, teacher, price, max(todo, key=len), len(todo))
-    say(f"要问 {len(todo)} 个主题，每个 {args.n_per_topic} 条，已有 {len(output)} 条；至少 {plan.calls} 次请求，没有发出任何请求。")
+    say(
+        f"要问 {len(todo)} 个主题，每个 {args.n_per_topic} 条，已有 {len(output)} 条；至少 {plan.calls} 次请求，没有发出任何请求。"
+    )
     say(f"估计输入 {_range(plan.prompt_tokens)} token，输出 {_range(plan.completion_tokens)} token（最少–多半–最多）。")
     if plan.cost:
         low, likely, high = (describe_money(value, plan.currency) for value in plan.cost)

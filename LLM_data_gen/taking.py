@@ -1,8 +1,8 @@
 """From an answer to rows of the output: what is accepted, and why the rest is not.
 
-    take(entry, output, wanted, tally) -> int         an answer of today, or one from the journal: the same to it
-    replay(...) / revalidate(...)                     make rows of stored answers, which costs nothing
-    open_rejected(path)                               what is not accepted, with its reason, for those who want to see it
+take(entry, output, wanted, tally) -> int         an answer of today, or one from the journal: the same to it
+replay(...) / revalidate(...)                     make rows of stored answers, which costs nothing
+open_rejected(path)                               what is not accepted, with its reason, for those who want to see it
 """
 
 import contextlib
@@ -46,14 +46,15 @@ def take(entry: dict[str, Any], output: Output, wanted: int, tally: Tally, keep_
         reason = check_sample(sample)
         if reason is None:
             record = to_record(sample, topic)
-            reason = output.repeats(record["text"], sample["input"]) or ("surplus" if len(records) >= wanted else None)
+            mark = fingerprint(record["text"])
+            reason = output.repeats(mark, sample["input"]) or ("surplus" if len(records) >= wanted else None)
         if reason:
             tally.rejected[reason] += 1
             tally.reject(topic, reason, sample)
             continue
         if keep_reasoning and entry.get("reasoning"):
             record["reasoning"] = entry["reasoning"]
-        output.note(topic, record["text"], sample["input"])
+        output.note(topic, mark, sample["input"])
         records.append(record)
     if records:
         output.append(records)

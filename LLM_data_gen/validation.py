@@ -16,7 +16,7 @@ from sft_data.quality import Gates, check_record, label, normalise, tidy
 
 from .answers import FIELDS, PROBLEMS, Reading, read_answer
 
-__all__ = ["Reading", "check_sample", "describe", "fingerprint", "parse_samples", "read_answer", "to_record"]
+__all__ = ["Reading", "check_sample", "describe", "fingerprint", "read_answer", "to_record"]
 _GATES = Gates()  # the defaults of preparation: what is accepted here is not dropped there
 _REASONS = {
     "not_an_object": "不是完整的 JSON 对象（坏了，或没有写完）",
@@ -27,11 +27,6 @@ _REASONS = {
     "duplicate": "与已有样本完全相同",
     "surplus": "多于所要的条数",
 }
-
-
-def parse_samples(text: str) -> list[Any] | None:
-    """Return the samples that could be read, or None."""
-    return [sample for sample in read_answer(text).samples if not isinstance(sample, str)] or None
 
 
 def check_sample(sample: Any) -> str | None:
@@ -71,8 +66,11 @@ def describe(reason: str) -> str:
 
 def to_record(sample: dict[str, str], topic: str) -> dict[str, str]:
     """Turn an accepted sample into an output line: 系统 = instruction, 用户 = input, 智能助手 = output."""
-    roles = zip(("system", "user", "assistant"), FIELDS, strict=True)
-    messages = [{"role": role, "content": tidy(sample[field])} for role, field in roles]
+    messages = [
+        {"role": "system", "content": tidy(sample["instruction"])},
+        {"role": "user", "content": tidy(sample["input"])},
+        {"role": "assistant", "content": tidy(sample["output"])},
+    ]
     return {"text": render_chatml(messages), "topic": topic}
 
 

@@ -7,6 +7,7 @@
 A stream is read when it has ended: to take the text out of thousands of small events as they come would help nobody.
 """
 
+import contextlib
 import email.utils
 import json
 import re
@@ -28,7 +29,8 @@ _CAP = re.compile(
     re.IGNORECASE,
 )
 _WAIT = re.compile(
-    r"(?:try again|retry)[^0-9]{0,24}(\d+(?:\.\d+)?) ?(ms|s\b|sec|minutes?|m\b)|(\d+) ?(秒|分钟)[之以]?后", re.IGNORECASE
+    r"(?:try again|retry)[^0-9]{0,24}(\d+(?:\.\d+)?) ?(ms|s\b|sec|minutes?|m\b)|(\d+) ?(秒|分钟)[之以]?后",
+    re.IGNORECASE,
 )
 _UNITS_S = {"ms": 0.001, "s": 1.0, "秒": 1.0, "m": 60.0, "分": 60.0}
 ADVICE = {
@@ -117,41 +119,44 @@ def read_reply(raw: bytes, broken: bool = False) -> Answer | Failure:
 
 
 def _read_events(raw: bytes, broken: bool) -> Answer | Failure:
-    content, thoughts, finish, usage, done = [], [], "", None, False
-    for line in raw.splitlines():
-        if not line.startswith(b"data:"):
-            continue
-        payload = line[5:].strip()
-        if payload == b"[DONE]":
-            done = True
-            continue
-        try:
-            event = orjson.loads(payload)
-        except orjson.JSONDecodeError:
-            event = _with_half_characters(payload)
-            if event is None:
-                continue  # the last line of a stream that was cut
+    content, thoughts, finish, usage = [], [], "", None
+    events, done = _events(raw)
+    for event in events:
         if not isinstance(event, dict) or event.get("error"):
-            return Failure(f"回答中途出错（{payload.decode(errors='replace')}）", 200)
+            return Failure(f"回答中途出错（{event}）", 200)
         usage = event.get("usage") or usage
         for choice in event.get("choices") or ():
             delta = choice.get("delta") or choice.get("message") or {}
-            content.append(delta.get("content") or "")
-            thoughts.append(_reasoning(delta))
+            if piece := delta.get("content"):
+                content.append(piece)
+            elif piece := _reasoning(delta):
+                thoughts.append(piece)
             finish = choice.get("finish_reason") or finish
-    text = "".join(content).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    answer = Answer(text, finish, "".join(thoughts), usage_of(usage), complete=bool(finish or done))
+    text, thought = (_whole("".join(pieces)) for pieces in (content, thoughts))
+    answer = Answer(text, finish, thought, usage_of(usage), complete=bool(finish or done))
     if not answer.complete and not answer.text:
         return Failure("连接中断，没有收到回答" if broken else "回答没有内容也没有结束标志", 0 if broken else 200)
     return answer
 
 
-def _with_half_characters(payload: bytes) -> Any:
-    """An event that ends, or begins, in the middle of a surrogate pair, which orjson refuses; None for no JSON at all."""
+def _events(raw: bytes) -> tuple[list[Any], bool]:
+    """What the events hold, and whether the last of them said that it is: all in one go, or, if one is no JSON, one by one."""
+    payloads = [line[5:].strip() for line in raw.splitlines() if line.startswith(b"data:")]
+    if done := payloads[-1:] == [b"[DONE]"]:
+        payloads.pop()
     try:
-        return json.loads(payload)
-    except ValueError:
-        return None
+        return orjson.loads(b"[%b]" % b",".join(payloads)), done
+    except orjson.JSONDecodeError:
+        events = []
+        for payload in payloads:
+            with contextlib.suppress(ValueError):  # the last line of a stream that was cut
+                events.append(json.loads(payload))  # takes half a surrogate pair, which orjson does not
+        return events, done
+
+
+def _whole(text: str) -> str:
+    """Put pairs together that came in two events; a half that stays alone becomes a mark."""
+    return text if text.isprintable() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _reasoning(message: Mapping[str, Any]) -> str:

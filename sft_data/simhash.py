@@ -1,8 +1,10 @@
 """SimHash over character bigrams (Charikar 2002) without the compiler that features.py needs: it starts at once.
 
-simhash(body) -> int                   64 bits; features.marks(..., "simhash", "bigram") gives the same ones
-simhashes(bodies) -> (n,) uint64       of many short bodies, in less than half the time of one by one
-mix(x) -> (n,) uint64                  the hash of each bigram
+    simhash(body) -> int                   64 bits; features.marks(..., "simhash", "bigram") gives the same ones
+    simhashes(bodies) -> (n,) uint64       of many short bodies, in less than half the time of one by one
+    mix(x) -> (n,) uint64                  the hash of each bigram
+
+A body is a normalised text. A hash of a bigram is one to one: the two code points side by side, mixed.
 """
 
 from collections.abc import Sequence

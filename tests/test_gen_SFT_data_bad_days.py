@@ -150,7 +150,9 @@ def test_kill_and_resume_asks_only_for_what_is_missing(folder):
             process.communicate()
         with open(folder / "o.jsonl", "ab") as file:
             file.write(b'{"text": "<|beginofutter')  # as a kill in the middle of a write would leave it
-        done = {json.loads(line)["topic"] for line in (folder / "o.jsonl").read_bytes().splitlines()[:-1]}
+        with open(folder / "o_journal.jsonl", "ab") as file:
+            file.write(b'{"time": "2026')
+        done = {json.loads(line)["topic"] for line in (folder / "o_journal.jsonl").read_bytes().splitlines()[:-1]}
         server.asked.clear()
         process = start(folder, server, topics)
         output, _ = process.communicate(timeout=60)

@@ -1,8 +1,10 @@
 """What fault_server.py answers with: good samples, whole or as server-sent events, token counts, a mixture of faults."""
 
 import functools
+import hashlib
 import json
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +13,9 @@ import orjson
 Plan = Callable[[int, str, int], Any]
 
 PIECES = 12  # events an answer comes in
-TOPIC = "\ue000"  # stands for the topic in a good answer that is made once; one character, so no piece cuts it
-_CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 4000)]
+# They stand for the topic and for each question in a good answer that is made once; one character, so no piece cuts it.
+TOPIC, QUESTION = "\ue000", "\ue001"
+_ROWS = bytes(0x4E + number % 16 for number in range(256))
 _SENTENCES = [
     "先把目标写清楚，再看手里有什么条件，最后安排每周要做的事。",
     "建议和同学结伴练习，遇到不懂的地方及时请教老师。",
@@ -22,30 +25,42 @@ _SENTENCES = [
 ]
 
 
-@functools.cache
-def some_words(seed: str) -> str:
-    """Characters that make no sense: so that no question is near another, of another topic either."""
-    return "".join(random.Random(seed).sample(_CHARACTERS, 20))
-
-
-def about(topic: str) -> str:
-    """The topic as the samples name it."""
-    return topic if topic == TOPIC else f"{topic[:60]}、{some_words(topic)}"
-
-
 def good_samples(topic: str, n: int, first: int = 0) -> list[dict[str, str]]:
     """Return ``n`` samples that pass validation; a different ``first`` gives different ones."""
-    samples, topic = [], about(topic)
-    for i in range(first, first + n):
-        mark = "".join("零一二三四五六七八九"[int(digit)] for digit in str(i))
-        samples.append(
-            {
-                "instruction": f"你是一位耐心的学长，请围绕下面的主题给出第{mark}种建议：{topic}。",
-                "input": f"我是一名大二学生，关于“{topic}”，我想请教第{mark}个问题：{some_words(mark)}，怎样开始？",
-                "output": f"关于第{mark}个问题，可以这样做。" + "".join(_SENTENCES) * 2,
-            }
-        )
+    samples = _samples(topic[:60], n, first)
+    for sample, question in zip(samples, questions(topic, n, first), strict=True):
+        sample["input"] = question
     return samples
+
+
+def questions(topic: str, n: int, first: int = 0) -> list[str]:
+    """Return the questions of good samples: mostly characters that make no sense, so that none is near another."""
+    return [
+        f"我想请教第{_numeral(i)}个问题：{_nonsense(f'{i} {topic}')}，怎样开始呢？" for i in range(first, first + n)
+    ]
+
+
+def _nonsense(seed: str) -> str:
+    """Return 48 characters from U+4E00 to U+5DFF, drawn by a hash: a random.Random for each question would take longer."""
+    data = bytearray(hashlib.shake_128(seed.encode()).digest(96))
+    data[1::2] = data[1::2].translate(_ROWS)
+    return data.decode("utf-16-le")
+
+
+def _samples(topic: str, n: int, first: int) -> list[dict[str, str]]:
+    """Return samples whose question is a character of its own: QUESTION, the one after it, and so on."""
+    return [
+        {
+            "instruction": f"你是一位耐心的学长，请围绕下面的主题给出第{_numeral(i)}种建议：{topic}。",
+            "input": chr(ord(QUESTION) + i - first),
+            "output": f"关于第{_numeral(i)}个问题，可以这样做。" + "".join(_SENTENCES) * 2,
+        }
+        for i in range(first, first + n)
+    ]
+
+
+def _numeral(number: int) -> str:
+    return "".join("零一二三四五六七八九"[int(digit)] for digit in str(number))
 
 
 def completion(content: str, finish_reason: str = "stop", usage: dict | None = None) -> dict[str, Any]:
@@ -83,15 +98,29 @@ def cut(text: str, pieces: int) -> list[str]:
 
 
 @functools.cache
-def good_events(n: int, first: int, pieces: int) -> tuple[bytes, ...]:
-    """The events of a good answer, with TOPIC for its topic: made once for all topics."""
-    text = json.dumps(good_samples(TOPIC, n, first), ensure_ascii=False)
-    return tuple(event({"content": piece}) for piece in cut(text, pieces))
+def _good_text(n: int, first: int) -> list[str]:
+    """A good answer in parts: what is the same for all topics, and the characters that stand for what is not."""
+    return re.split("([\ue000-\ue0ff])", json.dumps(_samples(TOPIC, n, first), ensure_ascii=False))
 
 
 @functools.cache
-def good_text(n: int, first: int) -> str:
-    return json.dumps(good_samples(TOPIC, n, first), ensure_ascii=False)
+def _good_events(n: int, first: int, pieces: int) -> list[bytes]:
+    data = b"\0".join(event({"content": piece}) for piece in cut("".join(_good_text(n, first)), pieces))
+    return [part.encode() for part in re.split("([\ue000-\ue0ff])", data.decode())]
+
+
+def good_text(topic: str, n: int, first: int) -> str:
+    """Return good_samples as JSON."""
+    values = {chr(ord(QUESTION) + i): question for i, question in enumerate(questions(topic, n, first))}
+    values[TOPIC] = escaped(topic[:60])
+    return "".join([values.get(part, part) for part in _good_text(n, first)])
+
+
+def good_events(topic: str, n: int, first: int, pieces: int) -> list[bytes]:
+    """Return good_text as events, quickly: the server shares its cores with the client under test."""
+    values = {chr(ord(QUESTION) + i).encode(): q.encode() for i, q in enumerate(questions(topic, n, first))}
+    values[TOPIC.encode()] = escaped(escaped(topic[:60])).encode()
+    return b"".join([values.get(part, part) for part in _good_events(n, first, pieces)]).split(b"\0")
 
 
 def escaped(text: str) -> str:

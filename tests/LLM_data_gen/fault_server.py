@@ -129,11 +129,11 @@ class FaultServer:
     def _parts(self, plan: dict[str, Any], body: dict[str, Any], topic: str, n: int) -> tuple[list[bytes], list[bytes]]:
         """Return the pieces of an answer, and what comes after the last one."""
         text, pieces, reasoning = plan.get("content"), plan.get("pieces", self.pieces), plan.get("reasoning", "")
-        first, name = 0, answers.escaped(answers.about(topic))
+        first = 0
         if good := text is None:
             first = self._given.get(topic, 0)
             self._given[topic] = first + n
-            text = answers.good_text(n, first).replace(answers.TOPIC, name)
+            text = answers.good_text(topic, n, first)
         finish = plan.get("finish_reason", "stop")
         usage = plan.get("usage")
         if not body.get("stream"):
@@ -146,9 +146,8 @@ class FaultServer:
             size = -(-len(raw) // pieces)
             return [raw[at : at + size] for at in range(0, len(raw), size)], []
         parts = [answers.event({"reasoning_content": piece}) for piece in answers.cut(reasoning, pieces)]
-        if good:  # a topic within JSON within JSON: escaped twice
-            mark, name = answers.TOPIC.encode(), answers.escaped(name).encode()
-            parts += [piece.replace(mark, name) for piece in answers.good_events(n, first, pieces)]
+        if good:
+            parts += answers.good_events(topic, n, first, pieces)
         else:
             parts += [answers.event({"content": piece}) for piece in answers.cut(text, pieces)]
         after = [answers.event({}, finish)]

@@ -1,8 +1,16 @@
+import json
 import re
+import unicodedata
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sft_data.quality import (
+    ADVERTISEMENTS,
+    REFUSALS,
+    URL,
     Gates,
     check_chinese,
     check_length,
@@ -170,3 +178,73 @@ def test_every_reason_has_a_chinese_name():
 def test_megabytes_do_not_stall_the_gates():
     huge = "a" * 1_300_000
     assert check_record([("instruction", "令" * 20), ("output", huge)], Gates(drop_pii=True)) == "output_too_long"
+
+
+# The same, as one would write it at first: what is fast must say what is plain.
+DECLINES, DISCLAIMERS = REFUSALS[:3], REFUSALS[3:]
+
+
+def plainly_tidy(text):
+    joiner = "(?<![\u2600-\u27bf\ufe0f\U0001f000-\U0001faff])\u200d"
+    return re.sub(f"[\u200b\u200c\u200e\u200f\u2060\ufeff]|{joiner}", "", text)
+
+
+def plainly_normalised(text):
+    return " ".join(plainly_tidy(unicodedata.normalize("NFKC", text)).split())
+
+
+def plainly_found(text, max_urls=5):
+    for pattern in DECLINES:
+        if re.compile(pattern).search(text, 0, 100):
+            return "refusal"
+    if any(re.search(pattern, text) for pattern in DISCLAIMERS):
+        return "refusal"
+    if any(re.search(pattern, text) for pattern in ADVERTISEMENTS):
+        return "advertisement"
+    return "too_many_urls" if len(URL.findall(text)) > max_urls else None
+
+
+def check_against_the_plain(text):
+    assert tidy(text) == plainly_tidy(text).strip()
+    line = normalise(text)
+    assert line == plainly_normalised(text)
+    for one in (text, line):
+        assert check_output(one, 1) == plainly_found(one, 1)
+        chinese = sum("\u3400" <= char <= "\u4dbf" or "\u4e00" <= char <= "\u9fff" for char in one)
+        assert chinese_ratio(one) == (1 - (len(one) - chinese) / len(one) if one else 0.0)
+
+
+PIECES = [
+    "抱歉，", "我无法", "不能", "回答", "对不起，我", "无法提供", "作为一个AI", "作为", "语言模型", "，我", "我是一个", "人工智能",
+    "As an A\u0131 model", "AS AN AI", "\u0130'm sorry, but", "I can’t help", "我是as an AI", "加微信", "点击下方", "链接", "扫", "下方二维码", "关注本", "公众号",
+    "https://", "WWW.", "http\u017f://", "。", "！", "？", "，", "：", "（）", "\n", "\u3000", " ", "\u0338", "\u3099", "e\u0301", "か", "①", "½", "\uff76\uff9e",
+    "\u4dc0", "㐀", "䶿", "龥", "🙂", "👨\u200d👩", "\u200b", "\u200d", "\ufeff", "\ud83d", "一二三四五六七八九十", "字" * 60,
+]  # fmt: skip
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.lists(st.sampled_from(PIECES) | st.characters(codec=None), max_size=12).map("".join))
+def test_the_fast_ways_say_what_the_plain_ones_say(text):
+    check_against_the_plain(text)
+
+
+def test_the_fast_ways_say_what_the_plain_ones_say_of_real_records():
+    samples = Path(__file__).resolve().parents[2] / "data" / "samples"
+    rows = [json.loads(line) for line in (samples / "hit_samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    general = json.loads((samples / "general_samples.json").read_text(encoding="utf-8"))
+    texts = [row["text"] for row in rows] + [
+        value for row in general for value in row.values() if isinstance(value, str)
+    ]
+    assert len(texts) > 1000
+    for text in texts:
+        check_against_the_plain(text)
+
+
+def test_letters_that_are_an_i_to_one_engine_only():
+    assert check_output("As an A\u0131 model") == "refusal"
+    assert check_output("\u0130'm sorry, but no") == "refusal"
+
+
+def test_a_lone_surrogate_or_a_second_line_hides_no_phrase():
+    assert check_output("\ud83d抱歉,我不能回答") == "refusal"
+    assert check_output("扫描\n下方二维码") == "advertisement"
