@@ -13,7 +13,7 @@ A question is compared in its normalised form, and with those of all topics.
 import math
 import random
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 

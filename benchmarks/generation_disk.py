@@ -46,14 +46,14 @@ def full_from_the_start(folder: Path, script: Path) -> Iterator[Outcome]:
 
 def full_in_mid_run(folder: Path, script: Path) -> Iterator[Outcome]:
     """The disk fills up; then there is room again, and the same command goes on."""
-    with FaultServer(latency_s=LATENCY_S) as server, small_disk(folder / "disk", "1m") as mounted:
+    with FaultServer(latency_s=LATENCY_S) as server, small_disk(folder / "disk", "3m") as mounted:
         job = Job(folder, server.url, names(300), concurrency=20, out=folder / "disk" / "train.jsonl", script=script)
         if mounted:
             done = job.run()
             kept, asked = len(job.kept()), len(server.asked)
             subprocess.run(["mount", "-o", "remount,size=64m", str(folder / "disk")], check=True)
         else:
-            done = job.run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)))
+            done = job.run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000)))
             kept, asked = len(job.kept()), len(server.asked)
         resumed, rows, lost = job.run(), job.rows(), job.lost()
     repeated = len(server.asked) - len(job.topics)

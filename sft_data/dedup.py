@@ -1,13 +1,13 @@
 """Find exact and near duplicates.
 
     fingerprint(body) -> bytes                       128 bits of a body in UTF-8; equal for equal normalised bodies
-    simhash(body) -> int                             that of simhash.py: 64 bits over character bigrams; features.marks for many
     find_twins(signatures, threshold) -> Twins       of each record the earlier kept one that it is dropped for
     close_pairs(signatures, threshold) -> pairs      all pairs within threshold
     neighbours(signatures, others, threshold) -> bool   which are within threshold of any of others
 
 ``body`` is the normalised text of all fields without any template: words of the template are in every record and
-would pull all signatures together. MinHash is in minhash.py, the join by distance in hamming.py.
+would pull all signatures together. SimHash is in simhash.py (features.py for many), MinHash in minhash.py, the join by distance in
+hamming.py.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,8 +19,6 @@ import xxhash
 
 from .engine import run_here
 from .hamming import close_values, near_any
-from .simhash import mix as mix
-from .simhash import simhash as simhash  # both are offered from here as well
 
 # --near-dup alone; benchmarks/bench_near_dup.py measures the choices. Of edits of 1-3 characters SimHash finds 94-97 % at 6
 # bits, and 97-99 % at 7, but there it drops other texts too (6 in 10,000 real ones); MinHash finds all and drops none.

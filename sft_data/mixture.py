@@ -15,8 +15,8 @@ import math
 
 import numpy as np
 
-from .dedup import mix
 from .errors import UserError
+from .simhash import mix
 
 ON_SHORTAGE = ("backfill", "shrink", "repeat", "fail")
 LABEL = {"hit": "HIT", "firefly": "Firefly"}

@@ -12,6 +12,7 @@ import orjson
 
 Plan = Callable[[int, str, int], Any]
 
+MODEL = "model-x"
 PIECES = 12  # events an answer comes in
 # They stand for the topic and for each question in a good answer that is made once; one character, so no piece cuts it.
 TOPIC, QUESTION = "\ue000", "\ue001"
@@ -63,11 +64,13 @@ def _numeral(number: int) -> str:
     return "".join("零一二三四五六七八九"[int(digit)] for digit in str(number))
 
 
-def completion(content: str, finish_reason: str = "stop", usage: dict | None = None) -> dict[str, Any]:
+def completion(
+    content: str, finish_reason: str = "stop", usage: dict | None = None, model: str = MODEL
+) -> dict[str, Any]:
     """Return a completion that is not streamed."""
     message = {"role": "assistant", "content": content}
     choice = {"index": 0, "message": message, "finish_reason": finish_reason}
-    head = {"id": "chat-1", "object": "chat.completion", "created": 1, "model": "model-x"}
+    head = {"id": "chat-1", "object": "chat.completion", "created": 1, "model": model}
     usage = usage or {"prompt_tokens": 100, "completion_tokens": 200, "total_tokens": 300}
     return {**head, "choices": [choice], "usage": usage}
 
@@ -84,10 +87,12 @@ def usage_of(prompt: str, text: str) -> dict[str, Any]:
     }
 
 
-def event(delta: dict[str, Any] | None, finish_reason: str | None = None, usage: dict | None = None) -> bytes:
+def event(
+    delta: dict[str, Any] | None, finish_reason: str | None = None, usage: dict | None = None, model: str = MODEL
+) -> bytes:
     """Return one server-sent event; ``delta`` None: no choices, as the event with the usage has it."""
     choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
-    head = {"id": "chat-1", "object": "chat.completion.chunk", "created": 1, "model": "model-x"}
+    head = {"id": "chat-1", "object": "chat.completion.chunk", "created": 1, "model": model}
     return b"data: " + orjson.dumps({**head, "choices": choices, "usage": usage}) + b"\n\n"
 
 
@@ -104,8 +109,8 @@ def _good_text(n: int, first: int) -> list[str]:
 
 
 @functools.cache
-def _good_events(n: int, first: int, pieces: int) -> list[bytes]:
-    data = b"\0".join(event({"content": piece}) for piece in cut("".join(_good_text(n, first)), pieces))
+def _good_events(n: int, first: int, pieces: int, model: str) -> list[bytes]:
+    data = b"\0".join(event({"content": piece}, model=model) for piece in cut("".join(_good_text(n, first)), pieces))
     return [part.encode() for part in re.split("([\ue000-\ue0ff])", data.decode())]
 
 
@@ -116,11 +121,11 @@ def good_text(topic: str, n: int, first: int) -> str:
     return "".join([values.get(part, part) for part in _good_text(n, first)])
 
 
-def good_events(topic: str, n: int, first: int, pieces: int) -> list[bytes]:
+def good_events(topic: str, n: int, first: int, pieces: int, model: str = MODEL) -> list[bytes]:
     """Return good_text as events, quickly: the server shares its cores with the client under test."""
     values = {chr(ord(QUESTION) + i).encode(): q.encode() for i, q in enumerate(questions(topic, n, first))}
     values[TOPIC.encode()] = escaped(escaped(topic[:60])).encode()
-    return b"".join([values.get(part, part) for part in _good_events(n, first, pieces)]).split(b"\0")
+    return b"".join([values.get(part, part) for part in _good_events(n, first, pieces, model)]).split(b"\0")
 
 
 def escaped(text: str) -> str:

@@ -129,6 +129,7 @@ class FaultServer:
     def _parts(self, plan: dict[str, Any], body: dict[str, Any], topic: str, n: int) -> tuple[list[bytes], list[bytes]]:
         """Return the pieces of an answer, and what comes after the last one."""
         text, pieces, reasoning = plan.get("content"), plan.get("pieces", self.pieces), plan.get("reasoning", "")
+        model = body.get("model", answers.MODEL)
         first = 0
         if good := text is None:
             first = self._given.get(topic, 0)
@@ -137,7 +138,7 @@ class FaultServer:
         finish = plan.get("finish_reason", "stop")
         usage = plan.get("usage")
         if not body.get("stream"):
-            whole = completion(text, finish, usage)
+            whole = completion(text, finish, usage, model)
             if reasoning:
                 whole["choices"][0]["message"]["reasoning_content"] = reasoning
             if plan.get("no_usage"):
@@ -145,15 +146,15 @@ class FaultServer:
             raw = orjson.dumps(whole)
             size = -(-len(raw) // pieces)
             return [raw[at : at + size] for at in range(0, len(raw), size)], []
-        parts = [answers.event({"reasoning_content": piece}) for piece in answers.cut(reasoning, pieces)]
+        parts = [answers.event({"reasoning_content": piece}, model=model) for piece in answers.cut(reasoning, pieces)]
         if good:
-            parts += answers.good_events(topic, n, first, pieces)
+            parts += answers.good_events(topic, n, first, pieces, model)
         else:
-            parts += [answers.event({"content": piece}) for piece in answers.cut(text, pieces)]
-        after = [answers.event({}, finish)]
+            parts += [answers.event({"content": piece}, model=model) for piece in answers.cut(text, pieces)]
+        after = [answers.event({}, finish, model=model)]
         if (body.get("stream_options") or {}).get("include_usage") and not plan.get("no_usage"):
             prompt = "".join(message["content"] for message in body["messages"])
-            after.append(answers.event(None, usage=usage or answers.usage_of(prompt, text + reasoning)))
+            after.append(answers.event(None, usage=usage or answers.usage_of(prompt, text + reasoning), model=model))
         return parts, [*after, b"data: [DONE]\n\n"]
 
     async def _send(self, connection: "_Connection", plan: dict, body: dict, topic: str, n: int) -> None:

@@ -150,7 +150,6 @@ JUNK = [
     '{"',
     '": "',
     '"input": ',
-    "</think>",
     "//",
 ]
 DAMAGE = st.tuples(st.floats(0, 1), st.integers(0, 40), st.sampled_from(JUNK))

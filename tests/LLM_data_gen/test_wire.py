@@ -96,7 +96,9 @@ def test_waits_in_every_form():
 
 
 def test_a_refusal_is_fatal_but_for_those_that_pass():
-    fatal = {status: read_refusal(status, "x", {}, "u").fatal for status in (301, 400, 401, 402, 404, 408, 422, 429, 500)}
+    fatal = {
+        status: read_refusal(status, "x", {}, "u").fatal for status in (301, 400, 401, 402, 404, 408, 422, 429, 500)
+    }
     assert [status for status, is_fatal in fatal.items() if not is_fatal] == [408, 429, 500]
     assert "充值" in read_refusal(429, '{"code":"insufficient_quota"}', {}, "u").reason
     busy = read_refusal(429, "max concurrency: 3", {"Retry-After": "2"}, "u")
@@ -112,5 +114,10 @@ def test_a_dialect_learns_what_a_service_does_not_take():
     assert dialect.adapt(body, "unknown parameter: stream_options")
     assert dialect.adapt(body, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
     assert dialect.adapt(body, "'temperature' does not support 0.8, only the default (1)")
-    assert dialect.body("m", [], 0.8, 100) == {"model": "m", "messages": [], "stream": True, "max_completion_tokens": 100}
+    assert dialect.body("m", [], 0.8, 100) == {
+        "model": "m",
+        "messages": [],
+        "stream": True,
+        "max_completion_tokens": 100,
+    }
     assert dialect.adapt(body, "the messages are too long") is None

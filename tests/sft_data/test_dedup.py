@@ -5,28 +5,13 @@ import random
 import numpy as np
 import pytest
 
-from sft_data.dedup import MAX_THRESHOLD, close_pairs, find_twins, fingerprint, neighbours, simhash
+from sft_data.dedup import MAX_THRESHOLD, close_pairs, find_twins, fingerprint, neighbours
 from sft_data.hamming import blocks
+from sft_data.simhash import simhash
 
 
 def near_duplicates(signatures, threshold: int) -> np.ndarray:
     return find_twins(signatures, threshold).twin >= 0
-
-
-MASK = (1 << 64) - 1
-
-
-def slow_simhash(body: str) -> int:
-    features = [ord(a) << 32 | ord(b) for a, b in zip(body, body[1:], strict=False)] or [ord(c) for c in body]
-    ones = [0] * 64
-    for x in features:
-        x = (x + 0x9E3779B97F4A7C15) & MASK
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
-        x ^= x >> 31
-        for bit in range(64):
-            ones[bit] += x >> bit & 1
-    return sum(1 << bit for bit in range(64) if 2 * ones[bit] > len(features))
 
 
 def slow_twins(signatures: list[int], threshold: int) -> list[int]:
@@ -41,18 +26,6 @@ def slow_twins(signatures: list[int], threshold: int) -> list[int]:
 
 def random_text(rng: random.Random, length: int) -> str:
     return "".join(chr(rng.randrange(0x4E00, 0x5200)) for _ in range(length))
-
-
-def test_simhash_is_the_slow_one_bit_for_bit():
-    rng = random.Random(1)
-    bodies = ["", "字", "字字", "𠀀😀x", *(random_text(rng, rng.randrange(1, 400)) for _ in range(50))]
-    for body in bodies:
-        assert simhash(body) == slow_simhash(body)
-
-
-def test_simhash_of_a_text_longer_than_one_chunk():
-    body = random_text(random.Random(2), 40_000)
-    assert simhash(body) == slow_simhash(body)
 
 
 def test_an_edited_text_is_close_and_another_is_far():

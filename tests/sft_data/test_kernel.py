@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sft_data import features, kernel
-from sft_data.dedup import simhash
 from sft_data.quality import chinese_ratio, normalise
+from sft_data.simhash import simhash
 
 # Ideographs and Hangul syllables are alike among themselves: their ends stand for all.
 ALIKE = [(0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x20000, 0x2A6DF), (0x2A700, 0x2EBE0)]

@@ -12,7 +12,7 @@ import pytest
 
 from sft_data.blocks import Text, split
 from sft_data.chatml import render_chatml
-from sft_data.dedup import fingerprint, simhash
+from sft_data.dedup import fingerprint
 from sft_data.engine import run
 from sft_data.errors import UserError
 from sft_data.jsonl import read_records
@@ -21,6 +21,7 @@ from sft_data.quality import Gates, normalise
 from sft_data.reasons import BAD, MARKER, REASONS
 from sft_data.scan import Job, Near, Rules, read_fields, scan
 from sft_data.screen import judge
+from sft_data.simhash import simhash
 from sft_data.table import File, Table, exact_twins
 
 ROOT = Path(__file__).resolve().parents[2]
