@@ -54,12 +54,6 @@ def test_of_nothing_there_is_nothing():
     assert simhash("") == 0
 
 
-def test_preparation_offers_the_same_function():
-    from sft_data import dedup
-
-    assert dedup.simhash is simhash
-
-
 def test_no_compiler_is_loaded():
     code = "import sys, sft_data.simhash; print([m for m in ('numba', 'xxhash', 'pyarrow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
