@@ -15,7 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-MODEL, MAX_TOKENS, TEMPERATURE = "deepseek-chat", 6512, 0.8
+# A name whose price Curator's litellm knows under the provider openai: with "deepseek-chat" at another address than
+# DeepSeek's it fails to price each answer, counts that as a failed try and asks again, ten times.
+MODEL, MAX_TOKENS, TEMPERATURE = "gpt-4o-mini", 6512, 0.8
 FIELDS = ("instruction", "input", "output")
 
 
