@@ -39,7 +39,7 @@ class Gate:
         self._waiting: collections.deque[asyncio.Future] = collections.deque()
         self._stop = asyncio.Event()
         self._rng = random.Random(0)
-        self._growing = True  # no 429 so far
+        self._growing, self._burst = True, False  # no 429 so far; the last one ended the growth
         self._paused_until = 0.0
         self._lowered_at, self._floor = 0.0, 1.0
         self._failing: set[int] = set()  # requests that failed since the last success of any
@@ -126,12 +126,12 @@ class Gate:
         return True
 
     def _lower(self, sent_at: float, now: float) -> None:
-        """Once for each round trip; the rest of a burst that is refused tells how many the service does bear."""
-        self._growing = False
+        """Once for each round trip; the rest of the first burst that is refused tells how many the service does bear."""
         if sent_at > self._lowered_at:
+            self._burst, self._growing = self._growing, False
             reached = min(self.limit, self.in_flight + 1)
             self.limit, self._floor, self._lowered_at = max(1.0, reached * 0.9), max(1.0, reached * 0.5), now
-        else:
+        elif self._burst:
             self.limit = max(self._floor, min(self.limit, float(self.in_flight)))
 
     def _give_up_after_long(self, now: float, reason: str, told_to_wait: float) -> None:

@@ -108,7 +108,8 @@ if stage generate "$TOPICS" "$HIT" "${GEN_ARGS[@]}" "${OPENAI_BASE_URL:-}"; then
         TEACHER_PID=$!
         read -r URL < "$RUN/.teacher"
         rm -f "$RUN/.teacher"
-        run "$PY" gen_SFT_data.py --base-url "$URL" --api-key sample --model sample-replay "${GEN_ARGS[@]}"
+        # the bundled samples ask for the same few facts in many ways, so that the tiny model can learn them
+        run "$PY" gen_SFT_data.py --base-url "$URL" --api-key sample --model sample-replay --keep-near-dup "${GEN_ARGS[@]}"
         kill "$TEACHER_PID"; TEACHER_PID=""
     else
         run "$PY" gen_SFT_data.py "${GEN_ARGS[@]}"
