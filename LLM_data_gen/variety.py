@@ -76,7 +76,7 @@ class Questions:
         self._texts: list[str] = []
         self._room(1024)
         self._expected: dict[str, tuple[np.uint64, list[int]]] = {}
-        self._looked_at = 0
+        self._since: list[int] = []  # signatures added since candidates were looked for
         questions = list(questions)
         for start in range(0, len(questions), _BLOCK):
             self.expect(questions[start : start + _BLOCK])
@@ -91,20 +91,24 @@ class Questions:
         texts = list(dict.fromkeys(texts))
         padded = [text if len(text) > 1 else f"{text}\0\0" for text in map(normalise, texts)]
         signatures = simhashes(padded)
-        self._expected = dict(zip(texts, zip(signatures, self._candidates(signatures), strict=True), strict=True))
+        close = self._candidates(signatures)
+        self._expected = dict(zip(texts, zip(signatures.tolist(), close, strict=True), strict=True))
 
     def add(self, text: str) -> None:
         n = len(self)
         if n == len(self._signatures):
             self._room(2 * n)
-        self._signatures[n], self._marked[n] = self._of(text)[0], 0
+        signature, _ = self._of(text)
+        self._signatures[n], self._marked[n] = signature, 0
+        self._since.append(signature)
         self._texts.append(text)
 
     def twin(self, text: str) -> str | None:
         """Return the earliest question that ``text`` nearly repeats, or None."""
         signature, close = self._of(text)
-        new = (self._signatures[self._looked_at : len(self)] ^ signature) if len(self) > self._looked_at else ()
-        close = [*close, *(self._looked_at + i for i, x in enumerate(new) if int(x).bit_count() <= NEAR_BITS)]
+        new = [i for i, other in enumerate(self._since) if (signature ^ other).bit_count() <= NEAR_BITS]
+        if new:
+            close = [*close, *(len(self) - len(self._since) + i for i in new)]
         mine = _bigrams(text) if close else set()
         for i in self._possible(np.array(close), text) if len(close) > _FEW else close:
             if _jaccard(mine, _bigrams(self._texts[i])) >= NEAR_JACCARD:
@@ -113,7 +117,8 @@ class Questions:
 
     def _candidates(self, signatures: np.ndarray) -> list[list[int]]:
         """Of each signature: the questions so far that are within NEAR_BITS of it, in order."""
-        self._looked_at, close = len(self), [[] for _ in signatures]
+        self._since = []
+        close = [[] for _ in signatures]
         for start in range(0, len(self), _STEP):
             some = self._signatures[start : min(start + _STEP, len(self))]
             differing = np.bitwise_count(signatures[:, None] ^ some)
@@ -132,8 +137,8 @@ class Questions:
         shared += np.minimum(size - marked, self._sizes[close] - self._marked[close])
         return close[shared >= NEAR_JACCARD * (size + self._sizes[close] - shared)].tolist()
 
-    def _of(self, text: str) -> tuple[np.uint64, list[int]]:
-        """Its signature, and the candidates among the first ``_looked_at`` questions."""
+    def _of(self, text: str) -> tuple[int, list[int]]:
+        """Its signature, and the candidates among the questions that were there when it was expected."""
         if text not in self._expected:
             self.expect([text])
         return self._expected[text]

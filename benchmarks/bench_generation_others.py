@@ -68,7 +68,7 @@ class Rival(Job):
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     pythons = {"gen_SFT_data.py": sys.executable, "AsyncOpenAI": args.openai, "AsyncOpenAI + aiohttp": args.openai}
-    pythons["bespokelabs-curator"] = args.curator
+    pythons |= dict.fromkeys(("bespokelabs-curator", "bespokelabs-curator, not all required"), args.curator)
     print(f"{args.topics:,} 个主题 × {N}，延迟 {LATENCY_S * 1000:g} 毫秒，并发 {args.concurrency}\n")
     print("| 条件 | 工具 | 启动几次 | 秒 | CPU 秒 | 峰值 MB | 请求 | 付钱的回答 | 第一次后没凑齐 | 最后没凑齐 |")
     print("| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: |", flush=True)

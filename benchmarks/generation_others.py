@@ -5,7 +5,7 @@
 Reads {"topic", "messages"} lines, writes {"topic", "samples"} lines; a second start goes on where the first stopped.
 The plain loop is what the SDK's documentation shows: AsyncOpenAI with its own retries (2), a semaphore, gather; each
 answer is appended as it comes, and topics in the file are not asked again. Curator has its defaults (10 retries, cache,
-all responses required), the same concurrency, and its limits a minute out of the way.
+all responses required, or not), the same concurrency, and its limits a minute out of the way.
 """
 
 import asyncio
@@ -59,8 +59,11 @@ def plain_loop(transport: str, url: str, requests: list[dict[str, Any]], out: Pa
     return 1 if failures else 0
 
 
-def curator(url: str, requests: list[dict[str, Any]], out: Path, concurrency: int) -> int:
-    """Curator's LLM class with prompt and parse; its cache lies beside ``out``, so that a second start resumes."""
+def curator(all_required: bool, url: str, requests: list[dict[str, Any]], out: Path, concurrency: int) -> int:
+    """Curator's LLM class with prompt and parse; its cache lies beside ``out``, so that a second start resumes.
+
+    ``all_required`` is its default: with one answer that parse refuses there is no output at all.
+    """
     import importlib.util
 
     # Its token counter downloads a vocabulary at the start; litellm, which it needs, ships the same file.
@@ -77,7 +80,11 @@ def curator(url: str, requests: list[dict[str, Any]], out: Path, concurrency: in
         def parse(self, row: dict, response: str) -> dict:
             return {"topic": row["topic"], "samples": json.dumps(read_samples(response), ensure_ascii=False)}
 
-    limits = {"max_requests_per_minute": 1_000_000, "max_tokens_per_minute": 10_000_000_000}
+    limits = {
+        "require_all_responses": all_required,
+        "max_requests_per_minute": 1_000_000,
+        "max_tokens_per_minute": 10_000_000_000,
+    }
     writer = Writer(
         model_name=MODEL,
         backend="openai",
@@ -97,7 +104,8 @@ def curator(url: str, requests: list[dict[str, Any]], out: Path, concurrency: in
 CHILDREN = {
     "AsyncOpenAI": lambda *job: plain_loop("httpx", *job),
     "AsyncOpenAI + aiohttp": lambda *job: plain_loop("aiohttp", *job),
-    "bespokelabs-curator": curator,
+    "bespokelabs-curator": lambda *job: curator(True, *job),
+    "bespokelabs-curator, not all required": lambda *job: curator(False, *job),
 }
 
 if __name__ == "__main__":
