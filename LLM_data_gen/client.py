@@ -28,7 +28,7 @@ from .wire import Answer, Dialect, Failure, read_refusal, read_reply
 __all__ = ["Answer", "Client", "Settings", "Stopped", "TriesUsedUp"]
 
 _CONNECT_TIMEOUT_S = 30
-_LONGEST_WAIT_S = 60
+_LONGEST_WAIT_S = 8  # of one request alone; when all fail, gate.py makes everyone wait longer
 _SHORTEST_KEY = 12
 _MOST_WAITS = 30  # "busy" costs no try, but one request does not wait for ever either
 _MODELS_SHOWN = 12
@@ -122,7 +122,7 @@ class Client:
                 if isinstance(outcome, Answer) and not outcome.complete:
                     self.gate.failed(number, "连接在回答中途断开", sent_at, False, None)
                 else:
-                    self.gate.succeeded()
+                    self.gate.succeeded(sent_at)
                 return outcome
             if outcome.fatal:
                 if outcome.status == 400 and (change := self._dialect.adapt(sent, outcome.reason)):
@@ -138,7 +138,8 @@ class Client:
             if tries >= self.settings.max_tries or (waits >= _MOST_WAITS and not shared):
                 raise TriesUsedUp(f"请求 {waits} 次都失败，最后一次：{outcome.reason}")
             if not shared and outcome.retry_after is None:
-                await self.gate.sleep(min(self.settings.retry_wait_s * 2 ** min(waits - 1, 10), _LONGEST_WAIT_S))
+                wait_s = min(self.settings.retry_wait_s * 2 ** min(waits - 1, 10), _LONGEST_WAIT_S)
+                await (self.gate.rest(wait_s) if busy else self.gate.sleep(wait_s))
 
     async def _post(self, path: str, body: dict[str, Any], read: Callable) -> Any:
         self.usage.requests += 1

@@ -2,13 +2,14 @@
 
     await gate.enter() ... gate.leave()       a slot for one request; Stopped once stop() was called
     gate.succeeded() / gate.failed(...)       what the request met
-    await gate.sleep(seconds)                 a jittered wait that stop() cuts short
+    await gate.sleep(seconds) / rest(seconds) a jittered wait that stop() cuts short
 
-Two ideas. The number in flight starts at 64, trebles every round trip until the service is busy (429) for the first time,
-and then rises by one a round trip and falls by a tenth at each 429, or to what the service does bear when it refuses
-many at once: slow start, additive increase, multiplicative decrease. Failures in a row, from whichever topics, mean that
-the service is down and not that a request is bad: everyone waits, one probe at a time goes out, and no topic pays a try
-for it.
+Two ideas. The number in flight starts at 64 and trebles every round trip until the service is busy (429) for the first time;
+then it falls to what the service bears, rises by one a round trip, and falls by a third of the share of the round trip's
+requests that were refused: slow start, additive increase, multiplicative decrease as DCTCP has it (Alizadeh et al. 2010),
+which stays close under a cap, and is not driven to nothing by refusals that have nothing to do with the number. Failures in
+a row, from whichever topics, mean that the service is down and not that a request is bad: everyone waits, one probe at a
+time goes out, and no topic pays a try for it.
 """
 
 import asyncio
@@ -35,13 +36,13 @@ class Gate:
     def __init__(self, limit: int, retry_wait_s: float, max_outage_s: float, say: Callable[[str], None]):
         self.limit = float(min(limit, _FIRST))
         self._most, self._retry_wait_s, self._max_outage_s, self._say = limit, retry_wait_s, max_outage_s, say
-        self.in_flight = 0
+        self.in_flight = self._resting = 0
         self._waiting: collections.deque[asyncio.Future] = collections.deque()
         self._stop = asyncio.Event()
         self._rng = random.Random(0)
-        self._growing, self._burst = True, False  # no 429 so far; the last one ended the growth
+        self._growing, self._burst = True, False  # no 429 so far; the round trip of the first ones
         self._paused_until = 0.0
-        self._lowered_at, self._floor = 0.0, 1.0
+        self._began, self._answers, self._refused, self._share, self._floor = 0.0, 0, 0, 0.0, 1.0  # of the round trip
         self._failing: set[int] = set()  # requests that failed since the last success of any
         self._probes = 0
         self._told_to_wait = 0.0
@@ -51,7 +52,7 @@ class Gate:
     @property
     def open_slots(self) -> int:
         """How many more may go out now."""
-        return (1 if self._down_since is not None else int(self.limit)) - self.in_flight
+        return (1 if self._down_since is not None else int(self.limit)) - self.in_flight - self._resting
 
     async def enter(self) -> None:
         """Wait for a slot and for the end of any pause, then take the slot."""
@@ -88,13 +89,26 @@ class Gate:
         if self._stop.is_set():
             raise Stopped
 
-    def succeeded(self) -> None:
+    async def rest(self, seconds: float) -> None:
+        """The wait of a request that was refused as one too many. It keeps its slot meanwhile, or the next one would take it
+        and be refused in a millisecond; but for those of the first burst, which were far too many.
+        """
+        kept = not self._burst
+        self._resting += kept
+        try:
+            await self.sleep(seconds)
+        finally:
+            self._resting -= kept
+            self._wake(self.open_slots)
+
+    def succeeded(self, sent_at: float = 0.0) -> None:
         if self._down_since is not None:
             self._say(f"服务已恢复，停了 {time.monotonic() - self._down_since:.0f} 秒。")
             self._down_since = None
         self._answered, self._probes = True, 0
         self._failing.clear()
         self.limit = min(self._most, self.limit + (2 if self._growing else 1 / self.limit))
+        self._round_trip(sent_at, busy=False)
 
     def failed(
         self, request: int, reason: str, sent_at: float, busy: bool, retry_after: float | None, cap: int | None = None
@@ -108,7 +122,7 @@ class Gate:
             self._say(f"服务说同时最多 {cap} 个请求，并发数降到 {cap}。")
             self._most, self.limit = cap, min(self.limit, float(cap))
         if busy:
-            self._lower(sent_at, now)
+            self._round_trip(sent_at, busy=True)
         if retry_after:
             self._paused_until = max(self._paused_until, now + min(retry_after, self._max_outage_s))
         self._failing.add(request)
@@ -125,14 +139,22 @@ class Gate:
         self._paused_until = max(self._paused_until, now + pause)
         return True
 
-    def _lower(self, sent_at: float, now: float) -> None:
-        """Once for each round trip; the rest of the first burst that is refused tells how many the service does bear."""
-        if sent_at > self._lowered_at:
-            self._burst, self._growing = self._growing, False
-            reached = min(self.limit, self.in_flight + 1)
-            self.limit, self._floor, self._lowered_at = max(1.0, reached * 0.9), max(1.0, reached * 0.5), now
-        elif self._burst:
+    def _round_trip(self, sent_at: float, busy: bool) -> None:
+        """Count the answer; at the end of a round trip, lower by what was refused in it. A refusal comes at once, so it is the
+        first success sent in the round trip that ends it, or as many answers as are allowed in flight.
+        """
+        if busy and self._growing:  # the first burst that is refused tells how many the service does bear
+            self._growing, self._burst, self._floor = False, True, max(1.0, min(self.limit, self.in_flight + 1) * 0.5)
+            self._began, self._answers, self._refused = time.monotonic(), 0, 0
+        if busy and self._burst:
             self.limit = max(self._floor, min(self.limit, float(self.in_flight)))
+        self._answers += 1
+        self._refused += busy
+        if (not busy and sent_at > self._began) or self._answers > 2 * self.limit + 1:
+            self._share = (self._share + self._refused / self._answers) / 2
+            if self._refused and not self._burst:
+                self.limit = max(1.0, self.limit * (1 - self._share / 3))
+            self._began, self._answers, self._refused, self._burst = time.monotonic(), 0, 0, False
 
     def _give_up_after_long(self, now: float, reason: str, told_to_wait: float) -> None:
         """Raise UserError when the outage has outlasted our patience; waiting that we were told to do is not counted."""

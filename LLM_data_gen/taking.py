@@ -56,9 +56,9 @@ def take(entry: dict[str, Any], output: Output, wanted: int, tally: Tally, keep_
             record["reasoning"] = entry["reasoning"]
         output.note(topic, mark, sample["input"])
         records.append(record)
+    tally.accepted += len(records)
     if records:
         output.append(records)
-        tally.accepted += len(records)
     return len(records)
 
 

@@ -97,13 +97,17 @@ def test_a_burst_that_is_refused_tells_what_the_service_bears():
     assert g.limit == 39
 
 
-def test_busy_lowers_the_limit_by_a_tenth_once_a_round_trip_and_success_raises_it():
+def test_busy_lowers_the_limit_by_a_third_of_the_share_refused_once_a_round_trip():
     g, _ = gate(limit=40)
-    sent = time.monotonic()
-    g.in_flight = 39
-    for request in (1, 2, 1, 2):  # all sent before the first answer came
-        g.failed(request, "HTTP 429", sent, True, None)
-    assert g.limit == 36
+    g._growing = False
+    g.in_flight = 30
+    before_all, g._began = time.monotonic() - 1, time.monotonic()
+    for request in range(10):  # ten of twenty, all sent before this round trip began
+        g.failed(request % 2, "HTTP 429", before_all, True, None)
+        g.succeeded(before_all)
+    assert 39 < g.limit <= 40
+    g.succeeded(time.monotonic())  # the share is 10 of 21, and averaged with the 0 of before
+    assert g.limit == pytest.approx(40 * (1 - 10 / 21 / 6), abs=0.1)
     for _ in range(400):
         g.succeeded()
     assert g.limit == 40
