@@ -28,7 +28,7 @@ from .wire import Answer, Dialect, Failure, read_refusal, read_reply
 __all__ = ["Answer", "Client", "Settings", "Stopped", "TriesUsedUp"]
 
 _CONNECT_TIMEOUT_S = 30
-_LONGEST_WAIT_S = 8  # of one request alone; when all fail, gate.py makes everyone wait longer
+_LONGEST_WAIT_S = 4  # of one request alone; when all fail, gate.py makes everyone wait longer
 _SHORTEST_KEY = 12
 _MOST_WAITS = 30  # "busy" costs no try, but one request does not wait for ever either
 _MODELS_SHOWN = 12

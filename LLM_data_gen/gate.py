@@ -25,6 +25,7 @@ _FIRST = 64  # in flight before anything is known of the service
 _FAILING = 5  # so many requests failing, with no success between them, make an outage
 _FAILING_AT_LEAST = 3  # with fewer in flight; one or two bad requests alone must never look like an outage
 _LONGEST_PAUSE_S = 30
+_LONGEST_REST_S = 8
 _FIRST_PATIENCE_S = 30  # for a run that has had no answer at all: most likely a wrong address, so do not wait long
 
 
@@ -48,6 +49,7 @@ class Gate:
         self._told_to_wait = 0.0
         self._down_since: float | None = None  # set while the service is down
         self._answered = False
+        self._answer_s = 0.0  # how long an answer takes, roughly
 
     @property
     def open_slots(self) -> int:
@@ -91,12 +93,13 @@ class Gate:
 
     async def rest(self, seconds: float) -> None:
         """The wait of a request that was refused as one too many. It keeps its slot meanwhile, or the next one would take it
-        and be refused in a millisecond; but for those of the first burst, which were far too many.
+        and be refused in a millisecond, and waits as long as an answer takes at least; but for those of the first burst, which
+        were far too many.
         """
         kept = not self._burst
         self._resting += kept
         try:
-            await self.sleep(seconds)
+            await self.sleep(max(seconds, min(self._answer_s, _LONGEST_REST_S)))
         finally:
             self._resting -= kept
             self._wake(self.open_slots)
@@ -107,6 +110,8 @@ class Gate:
             self._down_since = None
         self._answered, self._probes = True, 0
         self._failing.clear()
+        if sent_at:
+            self._answer_s = 0.8 * self._answer_s + 0.2 * (time.monotonic() - sent_at)
         self.limit = min(self._most, self.limit + (2 if self._growing else 1 / self.limit))
         self._round_trip(sent_at, busy=False)
 
