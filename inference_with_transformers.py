@@ -1,4 +1,4 @@
-"""Ask a model with transformers, on CPU or GPU: one question, a chat, or a JSONL file in batches.
+"""Ask a model with transformers, on CPU or GPU: one question, a chat (also as a web page: --web), or a JSONL file in batches.
 
     python inference_with_transformers.py --model models/MiniCPM4-0.5B --input questions.jsonl --output answers.jsonl
 
@@ -10,13 +10,16 @@ import argparse
 import sys
 
 from Firefly.component.errors import exit_cleanly
-from Firefly.component.inference import Engine, add_inference_flags, check_flags
+from Firefly.component.inference import Engine, add_inference_flags, add_web_flags, check_flags
 from Firefly.component.results import run
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="用 transformers 推理：单个问题、多轮对话，或成批处理 JSONL。")
+    parser = argparse.ArgumentParser(
+        description="用 transformers 推理：单个问题、多轮对话、网页聊天，或成批处理 JSONL。"
+    )
     add_inference_flags(parser, batch_size=8)
+    add_web_flags(parser)
     return parser
 
 
@@ -42,6 +45,10 @@ def load_engine(args: argparse.Namespace) -> Engine:
 @exit_cleanly
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    if args.web:
+        from Firefly.component.web import open_page
+
+        return open_page(args)
     check_flags(args)
     return run(args, load_engine)
 

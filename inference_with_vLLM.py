@@ -23,6 +23,7 @@ from Firefly.component.inference import (
     Request,
     add_inference_flags,
     add_server_flags,
+    add_web_flags,
     check_flags,
     check_server_flags,
 )
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="用 vLLM 推理：离线成批、启动服务（--serve）、访问服务（--client）。")
     add_inference_flags(parser, batch_size=64)
     add_server_flags(parser, port=8000)
+    add_web_flags(parser)
     return parser
 
 
@@ -209,6 +211,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.serve:
         check_server_flags(args)
         return serve(args)
+    if args.web:
+        from Firefly.component.web import open_page
+
+        return open_page(args)
     check_flags(args)
     return run(args, load_engine)
 

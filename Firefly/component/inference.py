@@ -17,6 +17,7 @@ from .errors import UserError
 RESULT_KEYS = ("response", "finish_reason", "prompt_tokens", "completion_tokens")
 ROLES = ("system", "user", "assistant")
 DEFAULT_MAX_NEW_TOKENS = 512
+WEB_PORT = 7860
 
 
 @dataclass(frozen=True)
@@ -95,17 +96,34 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
     server.add_argument(
         "--client", metavar="URL", help="不在本地装载模型，而是向这个服务提问，例如 http://127.0.0.1:8000/v1"
     )
-    server.add_argument("--host", default="127.0.0.1", help="监听地址（默认 127.0.0.1，只有本机能访问）")
-    server.add_argument("--port", type=int, default=port, help=f"监听端口（默认 {port}；0 为任选空闲端口）")
+    _add_listen_flags(server, f"--serve 默认 {port}，--web 默认 {WEB_PORT}")
+    parser.set_defaults(serve_port=port)
     server.add_argument("--tensor-parallel-size", type=int, default=1, help="用几块 GPU 分担一个模型（默认 1）")
     server.add_argument("--max-model-len", type=int, help="最长多少 token（提示加回答），默认取模型的上限")
     server.add_argument("--serve-timeout", type=float, default=900, help="等服务就绪的秒数（默认 900）")
     server.add_argument("engine_args", nargs="*", metavar="-- 引擎参数", help="写在 -- 之后，原样交给引擎的服务命令")
 
 
+def add_web_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the chat page, and --host and --port where add_server_flags has not."""
+    page = parser.add_argument_group("聊天页")
+    page.add_argument("--web", action="store_true", help="打开网页聊天：流式、多轮、几个模型并排；Ctrl-C 停止")
+    page.add_argument(
+        "--web-models", nargs="+", metavar="名字=模型", help="并排回答同一个问题的模型，例如 base=... stage2=..."
+    )
+    if parser.get_default("serve_port") is None:
+        _add_listen_flags(page, f"默认 {WEB_PORT}")
+
+
+def _add_listen_flags(group: argparse._ArgumentGroup, port: str) -> None:
+    group.add_argument("--host", default="127.0.0.1", help="监听地址（默认 127.0.0.1，只有本机能访问）")
+    group.add_argument("--port", type=int, help=f"监听端口（{port}；0 为任选空闲端口）")
+
+
 def check_server_flags(args: argparse.Namespace) -> None:
-    """Raise UserError for flags that a server cannot take."""
-    for flag in ("client", "prompt", "input", "output", "interactive", "stream"):
+    """Raise UserError for flags that a server cannot take; give --port its default."""
+    args.port = args.serve_port if args.port is None else args.port
+    for flag in ("client", "prompt", "input", "output", "interactive", "stream", "web"):
         if getattr(args, flag):
             raise UserError(f"--serve 只启动服务，不能同时给 --{flag}；请先启动，再另开一个终端用 --client 提问。")
     if not 0 <= args.port <= 65535:
@@ -116,7 +134,7 @@ def check_flags(args: argparse.Namespace) -> None:
     """Raise UserError for flags that contradict each other or are out of range."""
     ways = [flag for flag in ("prompt", "input", "interactive") if getattr(args, flag)]
     if not ways:
-        raise UserError("没有要问的内容：请给出 --prompt 问题、--input 文件.jsonl 或 --interactive。")
+        raise UserError("没有要问的内容：请给出 --prompt 问题、--input 文件.jsonl、--interactive 或 --web。")
     if len(ways) > 1:
         raise UserError(f"--{ways[0]} 和 --{ways[1]} 只能给一个，请去掉其中一个。")
     if args.stream and args.input:
@@ -125,6 +143,11 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError("--output 用于 --prompt 或 --input；--interactive 不写文件，请去掉其中一个。")
     if getattr(args, "engine_args", None):
         raise UserError(f"不认识的参数 {args.engine_args[0]}；写在 -- 之后的引擎参数只用于 --serve。")
+    check_limits(args)
+
+
+def check_limits(args: argparse.Namespace) -> None:
+    """Raise UserError for numbers out of range."""
     limits = {
         "max_new_tokens": (1, None),
         "batch_size": (1, None),
