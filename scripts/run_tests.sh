@@ -3,7 +3,7 @@
 # For example -m "not slow" leaves out the tests that train a model. CPU only; no network beyond package installation.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/setup_env.sh requirements.txt requirements-deepspeed.txt requirements-ray.txt requirements-dev.txt
+source scripts/setup_env.sh requirements.txt requirements-deepspeed.txt requirements-ray.txt requirements-eval.txt requirements-dev.txt
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES=""
 "$PY" -m ruff check .
 "$PY" -m ruff format --check .

@@ -23,6 +23,8 @@ SCRIPTS = [
     "Firefly/script/merge_lora.py",
     "Firefly/script/export.py",
     "Firefly/script/evaluate/evaluate.py",
+    "Firefly/script/evaluate/judge.py",
+    "Firefly/script/evaluate/benchmarks.py",
 ]
 OURS = {"sft_data", "LLM_data_gen", "Firefly", "component"}
 # Who may import whom: scripts -> LLM_data_gen -> sft_data -> libraries; Firefly only its own component/.

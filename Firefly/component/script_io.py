@@ -1,0 +1,26 @@
+"""What the evaluation scripts share: NAME=VALUE flags, and files written beside and renamed. Standard library only."""
+
+from pathlib import Path
+
+from .errors import UserError
+
+
+def parse_named(values: list[str], flag: str, example: str) -> dict[str, str]:
+    """Turn NAME=VALUE into {name: value}, in order; UserError for another form or a name used twice."""
+    named: dict[str, str] = {}
+    for value in values:
+        name, _, rest = value.partition("=")
+        if not name or not rest:
+            raise UserError(f"{flag} {value}：应写成 名字=路径，例如 {example}。")
+        if name in named:
+            raise UserError(f"{flag} {value}：名字 {name} 用了两次，请换一个名字。")
+        named[name] = rest
+    return named
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside and rename, so that a reader never sees half a file. Lone surrogates become question marks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8", errors="replace")
+    part.replace(path)
