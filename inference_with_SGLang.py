@@ -6,6 +6,11 @@ MiniCPM runs through its Granite view (Firefly/component/minicpm.py): no remote 
 Flags, JSONL and prompt token ids are those of inference_with_transformers.py. Install from requirements-sglang.txt into
 an environment of its own.
 
+Several machines: --serve on each, with SGLang's own flags behind "--" (not run by us), each with its own copy of the
+model: ``... --serve --tensor-parallel-size 16 -- --nnodes 2 --node-rank 0 --dist-init-addr 10.0.0.1:5000``, and
+``--node-rank 1`` on the second. ``-- --api-key KEY`` makes the server ask for a key. In a request to the server itself
+an adapter is named BASE:NAME; under NAME alone SGLang answers with the base (--client takes care of that).
+
 What was run and what was not: SGLang needs a GPU. The server command parses in the real package (0.5.23), the engine's
 arguments and results were read in its source, and --client ran against real OpenAI-compatible servers. --serve and the
 offline engine have not been run on a GPU by us.
@@ -30,6 +35,8 @@ from Firefly.component.inference import (
     check_server_flags,
 )
 from Firefly.component.results import run
+from Firefly.component.rows import Rows, add_row_flags
+from Firefly.component.serving import add_parallel_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--serve 和离线引擎还没有在 GPU 上实跑。",
     )
     add_inference_flags(parser, batch_size=64)
+    add_row_flags(parser)
     add_server_flags(parser, port=30000)
+    add_parallel_flags(parser)
     add_web_flags(parser)
     return parser
 
@@ -52,6 +61,7 @@ def engine_settings(args: argparse.Namespace, session: Any, dtype: Any, on_gpu: 
         "model_path": str(granite_view(session.model_dir)),
         "dtype": str(dtype).removeprefix("torch."),
         "tp_size": args.tensor_parallel_size,
+        "dp_size": args.data_parallel_size,
         "max_running_requests": args.batch_size,
         "random_seed": args.seed,
     }
@@ -63,7 +73,7 @@ def engine_settings(args: argparse.Namespace, session: Any, dtype: Any, on_gpu: 
         settings["device"] = "cpu"
     if session.adapters:
         settings["enable_lora"] = True
-        settings["lora_paths"] = [f"{name}={path.resolve()}" for name, path in session.adapters.items()]
+        settings["lora_paths"] = [f"{name}={path.absolute()}" for name, path in session.adapters.items()]
     return settings
 
 
@@ -73,23 +83,23 @@ def load_engine(args: argparse.Namespace) -> Engine:
         from Firefly.component.client import connect
 
         return connect(args)
-    from Firefly.component.session import choose_device, only_adapter, open_session
+    from Firefly.component.rows import plan_rows
+    from Firefly.component.session import choose_device, open_session
 
     session = open_session(args)
     session = replace(session, context=min(session.context, args.max_model_len or session.context))
-    only_adapter(session)
+    rows = plan_rows(session, args)
     device, dtype = choose_device(args)
     settings = engine_settings(args, session, dtype, device.startswith("cuda"))
     # Ids in, ids out: the tokenizer stays with us, so that text and prompts are those of the other engines.
     sglang = import_sglang()
     engine = sglang.Engine(**settings, skip_tokenizer_init=True, log_level="warning")
-    lora = next(iter(session.adapters), None)
     return Engine(
-        generate=lambda requests: generate(engine, lora, session, requests),
-        stream=lambda request, emit: stream_answer(engine, lora, session, request, emit),
+        generate=lambda requests: generate(engine, session, rows, requests),
+        stream=lambda request, emit: stream_answer(engine, session, rows, request, emit),
         window=16 * args.batch_size,
-        check=session.check,
-        fingerprint=session.fingerprint(),
+        check=rows.check,
+        fingerprint=rows.fingerprint,
     )
 
 
@@ -118,28 +128,25 @@ def sampling_params(session: Any, request: Request, prompt_tokens: int) -> dict[
     }
 
 
-def generate(
-    engine: Any, lora: str | None, session: Any, requests: list[Request]
-) -> Iterator[tuple[Request, Completion]]:
-    """Answer a window of requests; SGLang batches them itself."""
+def generate(engine: Any, session: Any, rows: Rows, requests: list[Request]) -> Iterator[tuple[Request, Completion]]:
+    """Answer a window of requests; SGLang batches them itself, adapters mixed."""
+    requests = list(map(rows.fit, requests))
     prompts = [session.encode(request) for request in requests]
     params = [sampling_params(session, r, len(p)) for r, p in zip(requests, prompts, strict=True)]
-    outputs = engine.generate(
-        input_ids=prompts, sampling_params=params, lora_path=[lora] * len(prompts) if lora else None
-    )
+    lora = [rows.adapter(request) for request in requests] if session.adapters else None
+    outputs = engine.generate(input_ids=prompts, sampling_params=params, lora_path=lora)
     for request, prompt, output in zip(requests, prompts, outputs, strict=True):
         yield request, session.complete(prompt, output["output_ids"])
 
 
-def stream_answer(
-    engine: Any, lora: str | None, session: Any, request: Request, emit: Callable[[str], None]
-) -> Completion:
+def stream_answer(engine: Any, session: Any, rows: Rows, request: Request, emit: Callable[[str], None]) -> Completion:
     """Answer one request piece by piece; each chunk holds all ids so far."""
     from Firefly.component.session import TextStream
 
-    prompt, text, seen = session.encode(request), TextStream(session), 0
+    prompt, text, seen = session.encode(rows.fit(request)), TextStream(session), 0
     ids: list[int] = []
     params = sampling_params(session, request, len(prompt))
+    lora = rows.adapter(request)
     for chunk in engine.generate(input_ids=prompt, sampling_params=params, lora_path=lora, stream=True):
         ids = list(chunk["output_ids"])
         for token in ids[seen:]:
@@ -168,18 +175,21 @@ def server_command(args: argparse.Namespace, session: Any, settings: dict[str, A
 def serve(args: argparse.Namespace) -> int:
     """Run the server until it is stopped."""
     from Firefly.component import serving
+    from Firefly.component.minicpm import granite_view
     from Firefly.component.session import choose_device, open_session
 
     session = open_session(args)
     device, dtype = choose_device(args)
     import_sglang()
     args.port = serving.free_port(args.host, args.port)
-    settings = engine_settings(args, session, dtype, device.startswith("cuda"))
     with serving.settings_folder() as folder:
         serving.write_server_settings(session, Path(folder))
-        serving.link_missing(Path(settings["model_path"]), Path(folder))
+        shown, view = serving.hide_paths(session, granite_view(session.model_dir), Path(folder))
+        settings = engine_settings(args, shown, dtype, device.startswith("cuda"))
+        serving.link_missing(view, Path(folder))
         command = server_command(args, session, settings, Path(folder))
-        name = next(iter(session.adapters), serving.served_name(session))
+        base = serving.served_name(session)
+        name = f"{base}:{next(iter(session.adapters))}" if session.adapters else base
         return serving.serve(command, args.host, args.port, name, {}, args.serve_timeout)
 
 

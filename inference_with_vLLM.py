@@ -4,8 +4,16 @@
 
 MiniCPM runs through its Granite view (Firefly/component/minicpm.py): no remote code, no plugin, no copy of the weights.
 Flags, JSONL and prompt token ids are those of inference_with_transformers.py. Install from requirements-vllm.txt into
-an environment of its own; docs/VLLM_CPU.md tells how to run it without a GPU. Several machines: start --serve on each
-with vLLM's own flags behind "--", e.g. ``-- --nnodes 2 --node-rank 0 --master-addr 10.0.0.1`` (not run by us).
+an environment of its own; docs/VLLM_CPU.md tells how to run it without a GPU.
+
+Several machines: --serve on each, with vLLM's own flags behind "--" (not run by us). Every node makes the view of its
+own copy of the model, so only --model need be right there:
+
+    first node    ... --serve --host 0.0.0.0 --tensor-parallel-size 16 -- --nnodes 2 --node-rank 0 --master-addr 10.0.0.1
+    second node   ... --serve --tensor-parallel-size 16 -- --nnodes 2 --node-rank 1 --master-addr 10.0.0.1 --headless
+
+With Ray (``-- --distributed-executor-backend ray``, first node only) the path of the view is sent to every node: let
+XDG_CACHE_HOME and the model lie on a shared disk. VLLM_API_KEY in the environment makes the server ask for that key.
 """
 
 import argparse
@@ -28,12 +36,16 @@ from Firefly.component.inference import (
     check_server_flags,
 )
 from Firefly.component.results import run
+from Firefly.component.rows import Rows, add_row_flags
+from Firefly.component.serving import add_parallel_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="用 vLLM 推理：离线成批、启动服务（--serve）、访问服务（--client）。")
     add_inference_flags(parser, batch_size=64)
+    add_row_flags(parser)
     add_server_flags(parser, port=8000)
+    add_parallel_flags(parser)
     add_web_flags(parser)
     return parser
 
@@ -47,6 +59,7 @@ def engine_settings(args: argparse.Namespace, session: Any, dtype: Any, on_gpu: 
         "model": str(granite_view(session.model_dir)),
         "dtype": str(dtype).removeprefix("torch."),
         "tensor_parallel_size": args.tensor_parallel_size,
+        **({"data_parallel_size": args.data_parallel_size} if args.data_parallel_size > 1 else {}),
         "max_num_seqs": args.batch_size,
         "seed": args.seed,
     }
@@ -84,33 +97,44 @@ def load_engine(args: argparse.Namespace) -> Engine:
         from Firefly.component.client import connect
 
         return connect(args)
-    from Firefly.component.session import choose_device, only_adapter, open_session
+    from Firefly.component.rows import plan_rows
+    from Firefly.component.session import choose_device, open_session
 
+    if args.data_parallel_size > 1:
+        raise UserError(
+            "--data-parallel-size 只用于 --serve（vLLM 的离线引擎不支持）；请先 --serve，再用 --client 成批提问。"
+        )
     session = open_session(args)
     session = replace(session, context=min(session.context, args.max_model_len or session.context))
-    adapter = only_adapter(session)
+    rows = plan_rows(session, args)
     device, dtype = choose_device(args)
     on_gpu = device.startswith("cuda")
     os.environ.update(engine_env(on_gpu))
     settings = engine_settings(args, session, dtype, on_gpu)
     if args.tensor_parallel_size == 1:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    if not on_gpu:
+    if not on_gpu and args.tensor_parallel_size == 1:
         settings["distributed_executor_backend"] = "uni"
     LLM = import_vllm().LLM
     llm = LLM(**settings, generation_config="vllm", disable_log_stats=True)
-    lora = None
-    if adapter:
-        from vllm.lora.request import LoRARequest
-
-        lora = LoRARequest("adapter", 1, str(adapter.resolve()))
+    lora = lora_requests(session)
     return Engine(
-        generate=lambda requests: generate(llm, lora, session, requests),
-        stream=lambda request, emit: stream_answer(llm, lora, session, request, emit),
+        generate=lambda requests: generate(llm, lora, session, rows, requests),
+        stream=lambda request, emit: stream_answer(llm, lora, session, rows, request, emit),
         window=16 * args.batch_size,
-        check=session.check,
-        fingerprint=session.fingerprint(),
+        check=rows.check,
+        fingerprint=rows.fingerprint,
     )
+
+
+def lora_requests(session: Any) -> dict[str | None, Any]:
+    """Return vLLM's LoRARequest for each adapter name, and None for the base."""
+    if not session.adapters:
+        return {None: None}
+    from vllm.lora.request import LoRARequest
+
+    paths = enumerate(session.adapters.items(), 1)
+    return {None: None} | {name: LoRARequest(name, number, str(path.resolve())) for number, (name, path) in paths}
 
 
 def import_vllm() -> Any:
@@ -141,26 +165,32 @@ def sampling_params(session: Any, request: Request, prompt_tokens: int) -> Any:
     )
 
 
-def generate(llm: Any, lora: Any, session: Any, requests: list[Request]) -> Iterator[tuple[Request, Completion]]:
-    """Answer a window of requests; vLLM batches them itself."""
+def generate(
+    llm: Any, lora: dict[str | None, Any], session: Any, rows: Rows, requests: list[Request]
+) -> Iterator[tuple[Request, Completion]]:
+    """Answer a window of requests; vLLM batches them itself, adapters mixed."""
+    requests = list(map(rows.fit, requests))
     prompts = [session.encode(request) for request in requests]
     params = [sampling_params(session, r, len(p)) for r, p in zip(requests, prompts, strict=True)]
     inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
-    outputs = llm.generate(inputs, params, lora_request=lora, use_tqdm=False)
+    chosen = [lora[rows.adapter(request)] for request in requests] if len(lora) > 1 else None
+    outputs = llm.generate(inputs, params, lora_request=chosen, use_tqdm=False)
     for request, prompt, output in zip(requests, prompts, outputs, strict=True):
         yield request, session.complete(prompt, output.outputs[0].token_ids)
 
 
-def stream_answer(llm: Any, lora: Any, session: Any, request: Request, emit: Callable[[str], None]) -> Completion:
+def stream_answer(
+    llm: Any, lora: dict[str | None, Any], session: Any, rows: Rows, request: Request, emit: Callable[[str], None]
+) -> Completion:
     """Answer one request piece by piece by stepping vLLM's engine in this process."""
     from Firefly.component.session import TextStream
 
-    prompt, text, seen = session.encode(request), TextStream(session), 0
+    prompt, text, seen = session.encode(rows.fit(request)), TextStream(session), 0
     llm.llm_engine.add_request(
         f"stream-{request.index}",
         {"prompt_token_ids": prompt},
         sampling_params(session, request, len(prompt)),
-        lora_request=lora,
+        lora_request=lora[rows.adapter(request)],
     )
     ids: list[int] = []
     while llm.llm_engine.has_unfinished_requests():
@@ -176,15 +206,30 @@ def server_command(args: argparse.Namespace, session: Any, settings: dict[str, A
     """Return the command that starts vLLM's own OpenAI-compatible server. ``folder``: see write_server_settings."""
     from Firefly.component.serving import served_name
 
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command = [sys.executable, "-m", *_server_entry(), settings["model"]]
     for key, value in settings.items():
+        if key == "model":
+            continue
         flag = f"--{key.replace('_', '-')}"
         command += [flag] if value is True else [flag, str(value)]
     command += ["--host", args.host, "--port", str(args.port), "--served-model-name", served_name(session)]
     command += ["--chat-template", str(folder / "chat_template.jinja"), "--generation-config", str(folder)]
     if session.adapters:
-        command += ["--lora-modules", *(f"{name}={path.resolve()}" for name, path in session.adapters.items())]
+        command += ["--lora-modules", *(f"{name}={path.absolute()}" for name, path in session.adapters.items())]
     return command + args.engine_args
+
+
+def _server_entry() -> list[str]:
+    """``vllm serve``, which alone knows --headless and several API servers. On vllm-cpu it stumbles over the name of
+    its own distribution; there the older module does.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        return ["vllm.entrypoints.openai.api_server", "--model"]
+    return ["vllm.entrypoints.cli.main", "serve"]
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -200,6 +245,9 @@ def serve(args: argparse.Namespace) -> int:
     settings = engine_settings(args, session, dtype, on_gpu)
     with serving.settings_folder() as folder:
         serving.write_server_settings(session, Path(folder))
+        if "ray" not in " ".join(args.engine_args):  # there the other nodes need the path as it is
+            session, view = serving.hide_paths(session, Path(settings["model"]), Path(folder))
+            settings["model"] = str(view)
         command = server_command(args, session, settings, Path(folder))
         name = next(iter(session.adapters), serving.served_name(session))
         return serving.serve(command, args.host, args.port, name, engine_env(on_gpu), args.serve_timeout)

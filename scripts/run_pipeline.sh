@@ -200,7 +200,7 @@ MODELS=("base=$BASE" "stage1=$M1" "stage2=$M2")
 if stage evaluate "$EVAL" "$RUN/evaluate" "${MODELS[@]}"; then
     aside "$RUN/evaluate"
     run "$PY" Firefly/script/evaluate/evaluate.py --models "${MODELS[@]}" --eval-file "$EVAL" --template-name "$TEMPLATE" \
-        --generate 16 --out "$RUN/evaluate"
+        --train-file "$S1" --generate 16 --out "$RUN/evaluate"
     finish
 fi
 QUESTIONS=data/samples/questions.jsonl

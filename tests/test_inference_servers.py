@@ -1,5 +1,6 @@
 """vLLM's and SGLang's scripts without the engines: commands, the client, and a real child process as the server."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -26,6 +27,7 @@ class Echo(BaseHTTPRequestHandler):
     """An OpenAI-compatible server in the small: streams the last message back, character by character."""
 
     seen: list[dict] = []
+    owner = "vllm"
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *args):
@@ -40,7 +42,9 @@ class Echo(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self):
-        self._json(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in ("base", "style")]})
+        cards = [{"id": "m", "parent": None}, {"id": "style", "parent": "m"}]
+        data = [card | {"object": "model", "created": 0, "owned_by": self.owner} for card in cards]
+        self._json(200, {"object": "list", "data": data})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -87,7 +91,7 @@ def test_client_writes_the_same_jsonl_in_order(script, server, tmp_path):
     expected = {"finish_reason": "stop", "prompt_tokens": 9, "completion_tokens": 3}
     assert {key: rows[7][key] for key in expected} == expected
     body = next(b for b in Echo.seen if b["messages"][-1]["content"] == "第7问")
-    assert (body["model"], body["seed"], body["max_tokens"], body["top_p"]) == ("base", 42 + 7, 512, 0.5)
+    assert (body["model"], body["seed"], body["max_tokens"], body["top_p"]) == ("m", 42 + 7, 512, 0.5)
     assert body["repetition_penalty"] == 1.1
     assert "temperature" not in body, "what was not given is the server's to decide"
     asked = len(Echo.seen)
@@ -104,10 +108,27 @@ def test_client_streams_one_answer(script, server, capsys):
     assert Echo.seen[0]["messages"][0] == {"role": "system", "content": "系统"}
 
 
+@pytest.mark.parametrize(("owner", "sent"), [("vllm", "style"), ("sglang", "m:style")])
+def test_rows_choose_adapters_by_the_name_that_the_server_answers_to(server, tmp_path, monkeypatch, owner, sent):
+    """SGLang lists an adapter as NAME, answers to BASE:NAME, and gives the base's answer to NAME without a word."""
+    monkeypatch.setattr(Echo, "owner", owner)
+    path, out = tmp_path / "x.jsonl", tmp_path / "y.jsonl"
+    rows = [{"prompt": "甲"}, {"prompt": "乙", "adapter": "base"}, {"prompt": "丙", "adapter": "style"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--client", server, "--input", str(path)]
+    assert inference_with_SGLang.main([*flags, "--use-adapter", "style", "--output", str(out)]) == 0
+    assert {b["messages"][-1]["content"]: b["model"] for b in Echo.seen} == {"甲": sent, "乙": "m", "丙": sent}
+    assert json.loads(out.read_text().splitlines()[2])["adapter"] == "style"
+    Echo.seen.clear()
+    path.write_text('{"prompt": "甲"}\n{"prompt": "丁", "adapter": "x"}\n')
+    assert inference_with_SGLang.main(flags) == 2
+    assert Echo.seen == [], "nothing is asked when one row cannot be"
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--model", "nope", "--prompt", "a"], "没有这个模型，有的是：base、style"),
+        (["--model", "nope", "--prompt", "a"], "没有这个模型，有的是：m、style"),
         (["--prompt", "坏"], "HTTP 400：too long"),
         (["--prompt", "断"], "中途断开"),
         (["--prompt", "a", "--adapter", "x"], "--adapter 由服务端决定"),
@@ -168,6 +189,24 @@ def test_vllm_command_names_view_adapter_template_and_settings(tiny_minicpm, ada
     assert "trust" not in text
 
 
+def test_vllm_on_a_gpu_is_started_by_its_own_command(tiny_minicpm, adapter, tmp_path, monkeypatch):
+    """``vllm serve`` alone knows --headless; it takes the model by position, and refuses --model."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.33.0")
+    flags = ["--data-parallel-size", "2", "--", "--headless"]
+    command, _ = build_command(inference_with_vLLM, tiny_minicpm, adapter, tmp_path, *flags)
+    assert command[1:4] == ["-m", "vllm.entrypoints.cli.main", "serve"]
+    assert json.loads((Path(command[4]) / "config.json").read_text())["model_type"] == "granite"
+    assert "--model" not in command
+    assert "--data-parallel-size 2" in " ".join(command)
+    assert serving.is_worker(command)
+
+
+def test_data_parallel_offline_is_refused_by_name(tiny_minicpm, capsys):
+    argv = ["--model", str(tiny_minicpm), "--prompt", "a", "--data-parallel-size", "2"]
+    assert inference_with_vLLM.main(argv) == 2
+    assert "--data-parallel-size 只用于 --serve" in capsys.readouterr().err
+
+
 def test_sglang_command_and_the_folder_it_serves(tiny_minicpm, adapter, tmp_path):
     folder = tmp_path / "served"
     folder.mkdir()
@@ -179,6 +218,7 @@ def test_sglang_command_and_the_folder_it_serves(tiny_minicpm, adapter, tmp_path
         "-m sglang.launch_server",
         f"--model-path {folder}",
         "--tp-size 2",
+        "--dp-size 1",
         "--host 127.0.0.1 --port 9",
         "--enable-lora",
         f"--lora-paths style={adapter}",

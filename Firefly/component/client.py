@@ -5,12 +5,13 @@ The server holds the chat template, the stop tokens and the sampling defaults; o
 
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from .errors import UserError
 from .inference import DEFAULT_MAX_NEW_TOKENS, Completion, Engine, Request
+from .rows import BASE
 
 
 def connect(args: Namespace) -> Engine:
@@ -26,18 +27,24 @@ def connect(args: Namespace) -> Engine:
     url = url if url.endswith("/v1") else url + "/v1"
     client = openai.OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY") or "EMPTY", timeout=600)
     try:
-        names = [model.id for model in client.models.list()]
+        names = _model_names(client)
     except openai.OpenAIError as error:
         raise _as_user_error(url, error) from error
-    if args.model and args.model not in names:
-        raise UserError(f"--model {args.model}：{url} 上没有这个模型，有的是：{'、'.join(names)}。")
     if not names:
         raise UserError(f"{url}：服务端没有模型，请检查服务是否已就绪。")
-    model = args.model or names[0]
+    default = _name_on_server(names, args.model, "--model")
+    default = _name_on_server(names, getattr(args, "use_adapter", None), "--use-adapter", default)
+
+    def name_of(request: Request) -> str:
+        return _name_on_server(names, request.fields.get("adapter"), f"{request.where}：adapter 字段", default)
+
+    def check(requests: Iterable[Request]) -> None:
+        for request in requests:
+            name_of(request)
 
     def ask(request: Request, emit: Callable[[str], None] = lambda piece: None) -> Completion:
         try:
-            return _read_stream(client, _body(args, model, request), emit)
+            return _read_stream(client, _body(args, names[name_of(request)], request), emit)
         except openai.OpenAIError as error:
             raise _as_user_error(request.where, error) from error
 
@@ -50,7 +57,32 @@ def connect(args: Namespace) -> Engine:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    return Engine(generate, ask, window=16 * args.batch_size, fingerprint={"server": url, **_body(args, model, None)})
+    fingerprint = {"server": url, **_body(args, names[default], None)}
+    return Engine(generate, ask, window=16 * args.batch_size, check=check, fingerprint=fingerprint)
+
+
+def _model_names(client: Any) -> dict[str, str]:
+    """Return {name that people write: name to send}, the base first.
+
+    SGLang lists an adapter under its name but answers to it only as BASE:NAME; under the name alone it would answer
+    with the base and not say so.
+    """
+    cards = [(card.id, card.to_dict()) for card in client.models.list()]
+    return {
+        name: f"{card['parent']}:{name}" if card.get("owned_by") == "sglang" and card.get("parent") else name
+        for name, card in cards
+    }
+
+
+def _name_on_server(names: dict[str, str], wanted: Any, where: str, default: str | None = None) -> str:
+    """Return the model that ``wanted`` names; without one the default, the first; "base" is the first too."""
+    if wanted is None:
+        return default or next(iter(names))
+    if wanted == BASE and wanted not in names:
+        return next(iter(names))
+    if wanted not in names:
+        raise UserError(f"{where} {wanted}：服务端没有这个模型，有的是：{'、'.join(names)}。")
+    return wanted
 
 
 def _body(args: Namespace, model: str, request: Request | None) -> dict[str, Any]:

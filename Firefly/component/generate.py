@@ -1,11 +1,13 @@
-"""Generation with transformers: a batch, or one answer piece by piece, with or without a LoRA adapter on the base.
+"""Generation with transformers: a batch, or one answer piece by piece, with LoRA adapters on the base or none.
 
 Sampling draws each row's noise from its own generator, seeded by ``seed`` and the row number, so a row's answer does
 not depend on which rows share its batch or on where a run was resumed.
 """
 
+import contextlib
 import logging
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,13 +19,33 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
 from .checkpoint import keep_nf4_readable, load_causal_lm, nf4_config
-from .inference import Completion, Request
-from .session import Session, TextStream, only_adapter
+from .inference import Completion, Engine, Request
+from .rows import Rows, by_adapter, plan_rows
+from .session import Session, TextStream, choose_device, open_session
 from .vocabulary import fit_vocabulary
 
 
+def load_engine(args: Namespace) -> Engine:
+    """Load model, tokenizer and adapters as the flags say; batches, streams, and several adapters by name."""
+    session = open_session(args)
+    rows = plan_rows(session, args)
+    model = load_model(session, *choose_device(args), args.load_in_4bit)
+
+    def generate(requests: list[Request]) -> Iterator[tuple[Request, Completion]]:
+        yield from generate_window(model, session, list(map(rows.fit, requests)), args.batch_size, rows)
+
+    def stream(request: Request, emit: Callable[[str], None]) -> Completion:
+        with using_adapter(model, session, rows.adapter(request)):
+            return stream_answer(model, session, rows.fit(request), emit)
+
+    return Engine(generate, stream, 16 * args.batch_size, rows.check, rows.fingerprint)
+
+
 def load_model(session: Session, device: str, dtype: torch.dtype, load_in_4bit: bool = False) -> Any:
-    """Load the base in ``dtype`` on ``device`` and put the adapter, if any, on top of it; ready for evaluation."""
+    """Load the base in ``dtype`` on ``device`` and put the adapters, if any, on top of it; ready for evaluation.
+
+    The first adapter is the active one until ``using_adapter`` picks another.
+    """
     if not sys.stderr.isatty():
         disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(
@@ -36,15 +58,37 @@ def load_model(session: Session, device: str, dtype: torch.dtype, load_in_4bit: 
     model = load_causal_lm(session.model, **kwargs)
     if not load_in_4bit:
         model = model.to(device)
-    if adapter := only_adapter(session):
+    if session.adapters:
         from peft import PeftModel
 
-        fit_vocabulary(model, adapter)
-        model = PeftModel.from_pretrained(model, adapter, torch_device=device)
-        if getattr(model.peft_config["default"], "use_dora", False):  # it reads the base's weights
+        for adapter in session.adapters.values():
+            fit_vocabulary(model, adapter)
+        names = dict(zip(peft_names(session).values(), session.adapters.values(), strict=True))
+        model = PeftModel.from_pretrained(model, names.pop("default"), torch_device=device)
+        for name, adapter in names.items():
+            model.load_adapter(adapter, name, torch_device=device)
+        if any(getattr(config, "use_dora", False) for config in model.peft_config.values()):  # it reads the base
             keep_nf4_readable(model)
     model.generation_config = GenerationConfig()  # its values are in session.sampling; nothing may come in beside it
     return model.eval()
+
+
+def peft_names(session: Session) -> dict[str, str]:
+    """What PEFT calls each adapter: its names may hold no dot, ours may."""
+    return {name: f"adapter{number}" if number else "default" for number, name in enumerate(session.adapters)}
+
+
+@contextlib.contextmanager
+def using_adapter(model: Any, session: Session, name: str | None) -> Iterator[None]:
+    """Answer with the adapter ``name``, or with the base alone when it is None."""
+    if not session.adapters:
+        yield
+    elif name is None:
+        with model.disable_adapter():
+            yield
+    else:
+        model.set_adapter(peft_names(session)[name])
+        yield
 
 
 class RowNoise(LogitsProcessor):
@@ -99,9 +143,17 @@ def generate_batch(model: Any, session: Session, requests: list[Request]) -> lis
 
 
 def generate_window(
-    model: Any, session: Session, requests: list[Request], batch_size: int
+    model: Any, session: Session, requests: list[Request], batch_size: int, rows: Rows | None = None
 ) -> Iterator[tuple[Request, Completion]]:
-    """Answer a window of requests in batches of like length, longest first, so that little of a batch is padding."""
+    """Answer a window of requests in batches of like length, longest first, so that little of a batch is padding.
+
+    With ``rows``, one adapter after the other answers its own; without, the active one answers all.
+    """
+    if rows:
+        for name, own in by_adapter(requests, rows):
+            with using_adapter(model, session, name):
+                yield from generate_window(model, session, own, batch_size)
+        return
     ordered = sorted(requests, key=lambda request: (-len(session.encode(request)), request.index))
     for start in range(0, len(ordered), batch_size):
         batch = ordered[start : start + batch_size]

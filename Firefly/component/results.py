@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import BinaryIO
 from .errors import UserError
 from .inference import RESULT_KEYS, Completion, Engine, Request, read_requests, result_line
 
+LOG_SECONDS = 30  # between two lines of progress where there is no terminal
+
 
 def answer_all(engine: Engine, requests: list[Request], output: str | None, overwrite: bool = False) -> int:
     """Answer every request and write the rows in input order; return how many were asked now.
@@ -19,15 +22,13 @@ def answer_all(engine: Engine, requests: list[Request], output: str | None, over
     Engines finish rows out of order. A row that waits for an earlier one stands in ``output``.pending.jsonl until its
     turn comes, so a cut run loses no answer, and rows that have one are not asked again.
     """
-    from tqdm import tqdm
-
     done, waiting = open_output(Path(output), requests, engine.fingerprint, overwrite) if output else (0, {})
     todo = [request for request in requests[done:] if request.index not in waiting]
     if done or waiting:
         print(f"{output}：已有 {len(requests) - len(todo)} 行回答，还有 {len(todo)} 行要问。", file=sys.stderr)
     engine.check(todo)
-    bar = tqdm(total=len(requests), initial=len(requests) - len(todo), unit="条", disable=None, file=sys.stderr)
-    with _writer(output) as rows, _writer(f"{output}.pending.jsonl" if output else os.devnull) as pending:
+    pending_path = f"{output}.pending.jsonl" if output else os.devnull
+    with _progress(len(requests), len(todo)) as count, _writer(output) as rows, _writer(pending_path) as pending:
         for start in range(0, len(todo), engine.window):
             for request, completion in engine.generate(todo[start : start + engine.window]):
                 waiting[request.index] = line = result_line(request, completion)
@@ -35,13 +36,41 @@ def answer_all(engine: Engine, requests: list[Request], output: str | None, over
                     pending.write(f"{request.index}\t".encode() + line)
                     pending.flush()
                 done = _write_ready(rows, waiting, done)
-                bar.update()
+                count(completion)
         done = _write_ready(rows, waiting, done)
-    bar.close()
     assert done == len(requests), f"the engine answered {done} of {len(requests)}"
     if output:
         Path(f"{output}.pending.jsonl").unlink(missing_ok=True)
     return len(todo)
+
+
+@contextlib.contextmanager
+def _progress(total: int, todo: int) -> Iterator[Callable[[Completion], None]]:
+    """Show rows done, rows and tokens a second and the time left: a bar on a terminal, a line now and then in a log."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, initial=total - todo, unit="条", disable=None, file=sys.stderr, smoothing=0.1)
+    start = said = time.monotonic()
+    rows = tokens = 0
+
+    def rates() -> str:
+        seconds = max(time.monotonic() - start, 1e-6)
+        return f"{rows / seconds:.2f} 条/秒，{tokens / seconds:.0f} token/秒"
+
+    def count(completion: Completion) -> None:
+        nonlocal said, rows, tokens
+        rows, tokens, now = rows + 1, tokens + completion.completion_tokens, time.monotonic()
+        bar.set_postfix_str(f"{tokens / max(now - start, 1e-6):.0f} token/s", refresh=False)
+        bar.update()
+        if bar.disable and now - said >= LOG_SECONDS:
+            left = tqdm.format_interval((todo - rows) * (now - start) / rows)
+            print(f"已答 {total - todo + rows}/{total} 条，{rates()}，约剩 {left}", file=sys.stderr, flush=True)
+            said = now
+
+    with bar:
+        yield count
+    if rows > 1:
+        print(f"答完 {rows} 条，用时 {tqdm.format_interval(time.monotonic() - start)}，{rates()}。", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 Standard library only.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -15,6 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,12 @@ from .errors import UserError
 from .session import Session
 
 GRACE_SECONDS = 30
+
+
+def add_parallel_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that inference.add_server_flags lacks: copies of the model that share the requests."""
+    group = parser.add_argument_group("多卡")
+    group.add_argument("--data-parallel-size", type=int, default=1, help="同时跑几份模型分担请求（默认 1）")
 
 
 def write_server_settings(session: Session, folder: Path) -> None:
@@ -49,6 +57,19 @@ def link_missing(model: Path, folder: Path) -> None:
         target = folder / source.name
         if not target.exists() and not source.name.startswith("."):
             target.symlink_to(source.resolve())
+
+
+def hide_paths(session: Session, model: Path, folder: Path) -> tuple[Session, Path]:
+    """Return ``session`` and ``model`` with their folders behind links in ``folder``.
+
+    Engines tell anyone who asks for the list of models where these lie; so they say nothing of this machine's disk.
+    """
+    (folder / "model").symlink_to(model.resolve())
+    adapters = {}
+    for number, (name, path) in enumerate(session.adapters.items(), 1):
+        adapters[name] = folder / f"adapter-{number}"
+        adapters[name].symlink_to(path.resolve())
+    return replace(session, adapters=adapters), folder / "model"
 
 
 def settings_folder() -> tempfile.TemporaryDirectory:
@@ -81,7 +102,7 @@ def serve(command: list[str], host: str, port: int, model: str, env: dict[str, s
     The server's own output goes to stderr. Once /health answers, stdout gets the URL and stderr a curl line.
     Raises UserError when the server ends before that or takes longer than ``timeout`` seconds.
     """
-    print("启动：" + shlex.join(command), file=sys.stderr, flush=True)
+    print("启动：" + shlex.join(_without_keys(command)), file=sys.stderr, flush=True)
     child = subprocess.Popen(command, env=os.environ | env, stdout=sys.stderr, start_new_session=True)
     stopped_by: list[int] = []
 
@@ -94,7 +115,9 @@ def serve(command: list[str], host: str, port: int, model: str, env: dict[str, s
     before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         url = f"http://{'[' + host + ']' if ':' in host else host}:{port}"
-        if _wait_healthy(child, url, timeout, stopped_by):
+        if is_worker(command):
+            print("这是多机中的从节点，不接受提问；Ctrl-C 停止。", file=sys.stderr, flush=True)
+        elif _wait_healthy(child, url, timeout, stopped_by):
             _say_ready(url, model)
         return _wait_stopped(child, stopped_by)
     finally:
@@ -103,6 +126,24 @@ def serve(command: list[str], host: str, port: int, model: str, env: dict[str, s
             child.wait()
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def is_worker(command: list[str]) -> bool:
+    """True for a node that works for another: it has no address to ask (vLLM), or only a stand-in (SGLang)."""
+    words = [word for part in command for word in part.split("=", 1)]
+    ranks = [words[k + 1] for k, word in enumerate(words[:-1]) if word == "--node-rank"]
+    return "--headless" in words or any(rank != "0" for rank in ranks)
+
+
+def _without_keys(command: list[str]) -> list[str]:
+    """The command as it may be shown: API keys left out."""
+    shown, hide = [], False
+    for word in command:
+        flag, equals, _ = word.partition("=")
+        secret = flag.startswith("--") and flag.endswith("api-key")
+        shown.append(f"{flag}=***" if secret and equals else "***" if hide and not word.startswith("--") else word)
+        hide = (secret and not equals) or (hide and not word.startswith("--"))
+    return shown
 
 
 def _signal_group(child: subprocess.Popen, signum: int) -> None:

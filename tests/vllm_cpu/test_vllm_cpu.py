@@ -3,10 +3,14 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -36,14 +40,17 @@ def models(tmp_path_factory) -> dict[str, Path]:
         model.get_input_embeddings().weight[rows] *= 1e-3
     save_checkpoint(model, base, tokenizer)
     use_template(tokenizer, "minicpm4")
-    model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in model.named_parameters():
-        if "lora_" in name:
-            weight.data.normal_(0, 0.1, generator=generator)
-    save_checkpoint(model, root / "style", tokenizer)
+    for seed, adapter in enumerate(("second", "style")):
+        model = get_peft_model(
+            load_causal_lm(base), LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        )
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.data.normal_(0, 0.1, generator=generator)
+        save_checkpoint(model, root / adapter, tokenizer)
     save_checkpoint(model.merge_and_unload(), root / "merged", tokenizer)
-    return {name: root / name for name in ("base", "style", "merged")}
+    return {name: root / name for name in ("base", "style", "merged", "second")}
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +72,47 @@ def expected(models, questions, tmp_path_factory) -> dict[str, bytes]:
         argv = ["--model", str(folder), "--input", str(questions), "--output", str(out), *FLAGS]
         assert inference_with_transformers.main(argv) == 0
         results[name] = out.read_bytes()
-    assert results["style"] == results["merged"] != results["base"]
+    assert results["style"] == results["merged"] != results["base"] != results["second"] != results["style"]
     return results
 
 
 @pytest.mark.parametrize("name", ["base", "style", "merged"])
 def test_offline_output_is_transformers_byte_for_byte(name, models, questions, expected, tmp_path):
     argv = ["--model", models[name], "--input", questions, "--output", tmp_path / "y.jsonl", "--max-model-len", "1024"]
+    run_script(*argv, *FLAGS)
+    assert (tmp_path / "y.jsonl").read_bytes() == expected[name]
+
+
+def test_several_adapters_answer_one_file_row_by_row(models, questions, expected, tmp_path):
+    """Two adapters and the base in one run; rows without a name get --use-adapter."""
+    names = ["style", "base", "second", None]
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        if name := names[i % 4]:
+            row["adapter"] = name
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    argv = ["--model", models["base"], "--input", tmp_path / "x.jsonl", "--output", tmp_path / "y.jsonl"]
+    argv += ["--adapter", f"style={models['style']}", "--adapter", f"second={models['second']}"]
+    run_script(*argv, "--use-adapter", "second", "--max-model-len", "1024", *FLAGS)
+    for i, line in enumerate((tmp_path / "y.jsonl").read_text().splitlines()):
+        reference = json.loads(expected[names[i % 4] or "second"].splitlines()[i])
+        assert json.loads(line)["response"] == reference["response"]
+
+
+def test_two_workers_share_the_model(models, questions, expected, tmp_path):
+    """Tensor parallel over two processes, each of which reads the Granite view; text may differ in the last place."""
+    argv = ["--model", models["base"], "--input", questions, "--output", tmp_path / "y.jsonl"]
+    run_script(*argv, "--tensor-parallel-size", "2", "--max-model-len", "1024", *FLAGS)
+    ours, theirs = (tmp_path / "y.jsonl").read_bytes().splitlines(), expected["base"].splitlines()
+    assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= 0.9 * len(theirs)
+
+
+def run_script(*argv) -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "inference_with_vLLM.py", *argv, *FLAGS], capture_output=True, text=True
+        [sys.executable, ROOT / "inference_with_vLLM.py", *map(str, argv)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == ""
-    assert (tmp_path / "y.jsonl").read_bytes() == expected[name]
 
 
 def test_ids_and_streaming_are_those_of_transformers(models):
@@ -100,8 +135,8 @@ def test_ids_and_streaming_are_those_of_transformers(models):
     assert by_index[0].text.startswith("".join(pieces))
 
 
-def test_server_with_adapter_answers_64_at_a_time(models, questions, expected, tmp_path):
-    """Base and adapter from one server, by name; Ctrl-C leaves no process behind."""
+def test_server_with_adapters_answers_64_at_a_time_and_withstands_misuse(models, questions, expected, tmp_path):
+    """Base and adapters from one server, by name; Ctrl-C leaves no process behind."""
     import inference_with_vLLM
 
     argv = [
@@ -109,6 +144,8 @@ def test_server_with_adapter_answers_64_at_a_time(models, questions, expected, t
         models["base"],
         "--adapter",
         f"style={models['style']}",
+        "--adapter",
+        f"second={models['second']}",
         "--serve",
         "--port",
         "0",
@@ -127,17 +164,79 @@ def test_server_with_adapter_answers_64_at_a_time(models, questions, expected, t
         url = server.stdout.readline().strip()
         assert url, (tmp_path / "server.log").read_text()[-3000:]
         print(f"server up in {time.monotonic() - start:.0f} s", file=sys.stderr)
-        for name in ("base", "style"):
+        for name in ("base", "style", "second"):
             out = tmp_path / f"{name}.jsonl"
             argv = ["--client", url, "--model", name, "--input", str(questions), "--output", str(out)]
             assert inference_with_vLLM.main([*argv, "--batch-size", "64", "--max-new-tokens", "24"]) == 0
             assert out.read_bytes() == expected[name]
+        misuse(url)
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(timeout=60)
     assert server.returncode == 0
     children = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert f"--port {url.rsplit(':', 1)[1].split('/')[0]} " not in children
+
+
+def post(url: str, body: bytes) -> tuple[int, str]:
+    request = urllib.request.Request(f"{url}/chat/completions", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def ask_body(content: str = "你好", **changes) -> bytes:
+    body = {"model": "base", "messages": [{"role": "user", "content": content}], "max_tokens": 8} | changes
+    return json.dumps(body, ensure_ascii=False).encode()
+
+
+def misuse(url: str) -> None:
+    """What clients get wrong is a 4xx that says so, and the server answers on as before."""
+    status, before = post(url, ask_body())
+    assert status == 200
+    bad = {
+        "no JSON": b'{"model": "base", "messages": [',
+        "no messages": b'{"model": "base"}',
+        "unknown model": ask_body(model="nope"),
+        "100 KB": ask_body("长" * 34_000),
+        "max_tokens": ask_body(max_tokens=10**9),
+        "negative": ask_body(max_tokens=-1),
+        "temperature": ask_body(temperature=-3),
+        "role": ask_body(messages=[{"role": 5}]),
+    }
+    for name, body in bad.items():
+        status, text = post(url, body)
+        assert 400 <= status < 500, (name, status, text)
+        assert "error" in text, (name, text)
+        assert "Traceback" not in text
+        assert str(ROOT) not in text
+        assert "/tmp" not in text, (name, text)
+    parts = urlsplit(url)
+    for k in range(40):  # hang up: before the body is whole, before the answer, in the middle of it
+        with socket.create_connection((parts.hostname, parts.port)) as connection:
+            body = ask_body("请详细说说" * 20, stream=True, max_tokens=500)
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + (body[:20] if k % 3 == 0 else body))
+            if k % 3 == 2:
+                connection.recv(200)
+    deadline = time.monotonic() + 60
+    while "vllm:num_requests_running" in (metrics := fetch(url, "/metrics")) and time.monotonic() < deadline:
+        running = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running")]
+        if all(float(line.rsplit(" ", 1)[1]) == 0 for line in running):
+            break
+        time.sleep(0.5)
+    else:
+        raise AssertionError("answers for clients that hung up are still being made")
+    status, after = post(url, ask_body())
+    assert (status, json.loads(after)["choices"]) == (200, json.loads(before)["choices"])
+    assert str(Path.home()) not in fetch(url, "/v1/models")
+
+
+def fetch(url: str, path: str) -> str:
+    with urllib.request.urlopen(url.removesuffix("/v1") + path, timeout=30) as answer:
+        return answer.read().decode()
 
 
 @pytest.fixture(autouse=True)

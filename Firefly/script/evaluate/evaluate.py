@@ -23,7 +23,7 @@ from component.errors import UserError, exit_cleanly
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="比较几个模型：留出损失与困惑度、生成的回答、遗忘、与训练数据的重合；每个数都有 95%% 区间。"
+        description="比较几个模型：留出损失与困惑度、生成的回答、遗忘、与训练数据的重合；每个数都有 95% 区间。"
     )
     parser.add_argument(
         "--models",
@@ -65,19 +65,20 @@ def main(argv: list[str] | None = None) -> int:
     check_out(args)
     from component.eval_measure import open_model
     from component.eval_records import every_nth, read_records
-    from component.eval_text import markdown
+    from component.eval_text import markdown, summary
 
     records = every_nth(read_records(args.eval_file), args.max_samples)
-    general = every_nth(read_records(args.general_file, "--general-file"), args.max_samples) if args.general_file else []
+    general = (
+        every_nth(read_records(args.general_file, "--general-file"), args.max_samples) if args.general_file else []
+    )
     leakage, leaked = check_leakage(args, records + general)
     sessions = {name: open_model(path, args) for name, path in models.items()}
     report = {"eval_file": str(args.eval_file), "max_seq_length": args.max_seq_length}
     report |= evaluate(sessions, records, general, leaked, args)
     if leakage:
         report["leakage"] = leakage
-    text = markdown(report)
-    print(text, file=sys.stderr)
-    write_report(args, report, text)
+    print(summary(report), file=sys.stderr)
+    write_report(args, report, markdown(report))
     return 0
 
 
@@ -142,13 +143,15 @@ def check_leakage(args: argparse.Namespace, records: list) -> tuple[dict | None,
     return report, {records[leak.index].where for leak in leaks} if args.drop_leaked else set()
 
 
-def evaluate(sessions: dict[str, Any], records: list, general: list, leaked: set[str], args: argparse.Namespace) -> dict:
+def evaluate(
+    sessions: dict[str, Any], records: list, general: list, leaked: set[str], args: argparse.Namespace
+) -> dict:
     """Measure every model on every set of records, each model loaded once; return the report."""
     from component import bootstrap
     from component.eval_losses import loss_report
     from component.eval_measure import measure_model
     from component.eval_records import every_nth, prepare, requests_of
-    from component.scores import TOKENIZATION, score_models
+    from component.scores import TOKENIZATION, score_models, spread
 
     sets = [prepare(sessions, part, leaked, args.max_seq_length) for part in (records, general) if part]
     asked = every_nth(sets[0].records, args.generate) if args.generate else []
@@ -161,7 +164,11 @@ def evaluate(sessions: dict[str, Any], records: list, general: list, leaked: set
         for column, values in zip(sums, measured, strict=True):
             column.append(values)
     report = loss_report(sets[0], sums[0], args.seed)
-    report["interval"] = {"level": bootstrap.LEVEL, "seed": args.seed, "resamples": bootstrap.count_resamples(len(sets[0].records))}
+    report["interval"] = {
+        "level": bootstrap.LEVEL,
+        "seed": args.seed,
+        "resamples": bootstrap.count_resamples(len(sets[0].records)),
+    }
     for name, session in sessions.items():
         adapter = [str(path) for path in session.adapters.values()]
         report["models"][name] = {"path": session.model, "adapter": adapter, **report["models"][name]}
@@ -170,14 +177,19 @@ def evaluate(sessions: dict[str, Any], records: list, general: list, leaked: set
     if asked:
         figures, report["answer_differences"] = score_models(answers, args.seed)
         report["tokenization"] = TOKENIZATION
+        report["reference_characters"] = spread([len(record.reference().strip()) for record in asked])
         for name, samples in answers.items():
-            own = {"ends_by_itself": figures[name]["ends_by_itself"], "generated": len(samples), "scores": figures[name]}
+            own = {
+                "ends_by_itself": figures[name]["ends_by_itself"],
+                "generated": len(samples),
+                "scores": figures[name],
+            }
             report["models"][name] |= own | {"samples": samples}
     return report
 
 
 def write_report(args: argparse.Namespace, report: dict, text: str) -> None:
-    from component.eval_page import page
+    from component.eval_page import report_page
 
     data = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
     if not args.out:
@@ -185,7 +197,7 @@ def write_report(args: argparse.Namespace, report: dict, text: str) -> None:
         return
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    files = {"evaluation.md": f"# 评估\n\n{text}\n", "evaluation.html": page(report), "evaluation.json": data}
+    files = {"evaluation.md": f"# 评估\n\n{text}\n", "evaluation.html": report_page(report), "evaluation.json": data}
     for name, content in files.items():
         part = out / f"{name}.part"
         part.write_text(content, encoding="utf-8", errors="replace")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,11 @@ def test_every_record_is_accounted_for(evaluate, tiny_minicpm, eval_file, capsys
         (["a=no/such/model"], None, "模型文件夹不存在"),
         (["a=TINY"], '{"conversation": []}', ":6：缺少 conversation"),
         (["a=TINY"], '{"conversation"', ":6：不是完整的 JSON"),
+        (["a=TINY"], '{"messages": [{"role": "user", "content": "问"}]}', ":6：没有 assistant 的回答"),
+        (["a=TINY", "--drop-leaked"], None, "请同时给出 --train-file"),
+        (["a=TINY", "--train-file", "no/such.jsonl"], None, "找不到训练文件"),
+        (["a=TINY", "--general-file", "no/such.jsonl"], None, "检查 --general-file"),
+        (["a=TINY", "--generate", "-1"], None, "--generate 是 -1"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(evaluate, tiny_minicpm, eval_file, capsys, models, line, says):
@@ -137,3 +143,72 @@ def test_bad_input_is_one_sentence_and_exit_2(evaluate, tiny_minicpm, eval_file,
     error = capsys.readouterr().err
     assert says in error
     assert error.count("错误：") == 1
+
+
+def sharpen(model: Path, folder: Path, factor: float) -> Path:
+    """Multiply the logits: 0 makes every token as likely as any other, much makes an untrained model surely wrong."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= factor
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write(path: Path, pairs: list[tuple[str, str]], source: str) -> Path:
+    rows = [{"source": source, "conversation": [{"human": q, "assistant": a}]} for q, a in pairs]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_the_whole_report_says_what_holds_and_the_same_bytes_each_time(evaluate, tiny_minicpm, tmp_path, capsys):
+    """Eight records, one of them trained on; a model that is surely wrong, its copy, and one that knows nothing."""
+    base, uniform = sharpen(tiny_minicpm, tmp_path / "b", 5), sharpen(tiny_minicpm, tmp_path / "u", 0)
+    held_out = [(f"第{i}个问题是什么？", ANSWERS[i % 5] + f"这是第{i}个回答，供评估时比较。") for i in range(8)]
+    files = {
+        "--eval-file": write(tmp_path / "eval.jsonl", held_out, "hit"),
+        "--general-file": write(tmp_path / "general.jsonl", [(q[::-1], a[::-1]) for q, a in held_out], "general"),
+        "--train-file": write(tmp_path / "train.jsonl", [("别的？", "别的。"), held_out[3]], "hit"),
+    }
+    argv = ["--models", f"base={base}", f"again={base}", f"uniform={uniform}", "--generate", "3"]
+    argv += ["--max-new-tokens", "4", *(str(x) for pair in files.items() for x in pair)]
+    assert evaluate.main([*argv, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    report = json.loads((tmp_path / "out/evaluation.json").read_text(encoding="utf-8"))
+    vocab = json.loads((uniform / "config.json").read_text())["vocab_size"]
+    assert report["models"]["uniform"]["loss"] == pytest.approx(math.log(vocab), abs=1e-4)
+    low, high = report["models"]["base"]["loss_interval"]
+    assert low < report["models"]["base"]["loss"] < high
+    verdicts = {(d["before"], d["after"]): d["verdict"] for d in report["differences"]}
+    assert verdicts["base", "again"] == "unclear"
+    assert "again 比 base：损失差 +0.000（95% 区间 +0.000 到 +0.000，8 条）；区间含 0，不能说有提高。" in said
+    assert verdicts["base", "uniform"] == verdicts["again", "uniform"] == "better"
+    assert report["general"]["models"]["uniform"]["loss"] == pytest.approx(math.log(vocab), abs=1e-4)
+    assert "again 比 base：通用数据的损失差 +0.000（95% 区间 +0.000 到 +0.000，8 条）；区间含 0，看不出遗忘" in said
+    assert {d["verdict"] for d in report["answer_differences"]} == {"few"}, "three answers prove nothing"
+    assert set(report["models"]["base"]["samples"][0]["scores"]) >= {"rougeL", "characters", "empty", "same_language"}
+    leak = report["leakage"]["records"]
+    assert [(one["where"], one["kind"], one["train_where"]) for one in leak] == [
+        (f"{files['--eval-file']}:4", "exact", f"{files['--train-file']}:2")
+    ]
+    assert "这 1 条仍计入" in said
+    assert evaluate.main([*argv, "--out", str(tmp_path / "again")]) == 0
+    for name in ("evaluation.json", "evaluation.md", "evaluation.html"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_leaked_records_are_left_out_only_when_asked(evaluate, tiny_minicpm, eval_file, tmp_path, capsys):
+    train = write(tmp_path / "train.jsonl", [("问题2？", ANSWERS[2])], "hit")
+    argv = ["--models", f"base={tiny_minicpm}", "--eval-file", str(eval_file), "--train-file", str(train)]
+    assert evaluate.main([*argv, "--drop-leaked"]) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    plain = plain_losses(tiny_minicpm)
+    kept = [plain[i] for i in (0, 1, 3, 4)]
+    assert report["models"]["base"]["loss"] == pytest.approx(
+        sum(s for s, _ in kept) / sum(n for _, n in kept), abs=1e-5
+    )
+    assert report["dropped"] == {"没有目标 token": 0, "与训练数据重合": 1}
+    assert report["read"] == 5 == report["evaluated"] + sum(report["dropped"].values())
+    assert "这 1 条已不计入（--drop-leaked）" in captured.err

@@ -1,0 +1,98 @@
+"""Several LoRA adapters over one base in transformers, and prompts longer than the model takes."""
+
+import json
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from Firefly.component.generate import load_engine
+from Firefly.component.inference import Engine, Request
+
+QUESTIONS = ["你是谁？", "请介绍一下哈尔滨工业大学的校训，以及它的来历。", "威海", "怎样写好一篇作文？"]
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_minicpm, tmp_path_factory) -> dict[str, Path]:
+    """Two adapters of different rank that change answers; one has a name that PEFT itself refuses."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from Firefly.component.checkpoint import load_causal_lm
+
+    folders = {}
+    for seed, name in enumerate(("style", "v1.5")):
+        config = LoraConfig(r=4 + seed, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(load_causal_lm(tiny_minicpm), config)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter, weight in model.named_parameters():
+            if "lora_" in parameter:
+                weight.data.normal_(0, 0.2, generator=generator)
+        folders[name] = tmp_path_factory.mktemp("adapter") / name
+        model.save_pretrained(folders[name])
+    return folders
+
+
+def load(model: Path, adapters: list[Path] = (), **flags) -> Engine:
+    args = Namespace(
+        model=str(model),
+        adapter=[str(path) for path in adapters],
+        template_name="auto",
+        device="cpu",
+        dtype="float32",
+        load_in_4bit=False,
+        max_new_tokens=10,
+        temperature=0.0,
+        top_p=None,
+        repetition_penalty=None,
+        seed=42,
+        batch_size=3,
+    )
+    vars(args).update(flags)
+    return load_engine(args)
+
+
+def requests(**fields) -> list[Request]:
+    return [Request(i, [{"role": "user", "content": q}], fields) for i, q in enumerate(QUESTIONS)]
+
+
+def answers(engine: Engine, asked: list[Request]) -> list[str]:
+    engine.check(asked)
+    found = {request.index: completion.text for request, completion in engine.generate(asked)}
+    return [found[request.index] for request in asked]
+
+
+def test_rows_choose_among_adapters_and_the_base(tiny_minicpm, adapters):
+    alone = {name: answers(load(tiny_minicpm, [path]), requests()) for name, path in adapters.items()}
+    alone["base"] = answers(load(tiny_minicpm), requests())
+    assert len(set(map(tuple, alone.values()))) == 3
+    engine = load(tiny_minicpm, adapters.values(), use_adapter="style")
+    names = ["v1.5", "base", "v1.5", None]  # None: no field, so --use-adapter
+    mixed = [
+        Request(i, [{"role": "user", "content": QUESTIONS[i]}], {"adapter": name} if name else {})
+        for i, name in enumerate(names)
+    ]
+    assert answers(engine, mixed) == [alone[name or "style"][i] for i, name in enumerate(names)]
+    pieces: list[str] = []
+    assert engine.stream(mixed[0], pieces.append).text == alone["v1.5"][0]
+    assert engine.stream(mixed[1], pieces.append).text == alone["base"][1]
+    assert engine.fingerprint["use_adapter"] == "style"
+
+
+def test_a_long_question_is_answered_from_its_end(tiny_minicpm, tmp_path, capsys):
+    folder = tmp_path / "short"
+    shutil.copytree(tiny_minicpm, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = 64
+    config.pop("rope_scaling")
+    (folder / "config.json").write_text(json.dumps(config))
+    system = {"role": "system", "content": "系统"}
+    request = Request(0, [system, {"role": "user", "content": "头" * 100_000 + "你是谁？"}], {}, "x.jsonl:1")
+    engine = load(folder)
+    engine.check([request])
+    assert "1 行的提示超过 54 个 token" in capsys.readouterr().err
+    ((same, completion),) = engine.generate([request])
+    assert same.index == 0
+    assert 50 <= completion.prompt_tokens <= 54
+    assert completion.completion_tokens <= 10
