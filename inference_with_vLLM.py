@@ -71,7 +71,9 @@ def engine_settings(args: argparse.Namespace, session: Any, dtype: Any, on_gpu: 
         settings["enforce_eager"] = True
     if session.adapters:
         ranks = [read_json(path / "adapter_config.json").get("r", 16) for path in session.adapters.values()]
-        settings |= {"enable_lora": True, "max_loras": len(ranks), "max_lora_rank": _allowed_rank(max(ranks))}
+        # On a CPU, vLLM 0.32 gives a row without adapter that shares its batch the weights of the last slot: leave it empty.
+        slots = len(ranks) + (not on_gpu)
+        settings |= {"enable_lora": True, "max_loras": slots, "max_lora_rank": _allowed_rank(max(ranks))}
     return settings
 
 

@@ -1,6 +1,6 @@
 """Try Firefly/script/http/serve.py with 200 streams at once and 2,000 mixed requests; print a Markdown table.
 
-    python benchmarks/bench_serving.py                      a tiny model made on the spot, about 4 minutes on 2 cores
+    python benchmarks/bench_serving.py                      a tiny model made on the spot, about 5 minutes on 2 busy cores
     python benchmarks/bench_serving.py --model models/MiniCPM4-0.5B --streams 200 --requests 2000
 
 The service is a process of its own, asked over real sockets. Of the mixed requests some stream, some are whole, some are
@@ -10,6 +10,7 @@ with another status than it should have, a stream that does not end, memory that
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import statistics
@@ -169,6 +170,12 @@ async def ask_stream(client: Any, body: dict) -> Answered:
     return Answered(first or last, last, tokens)
 
 
+async def read_a_line(client: Any, body: dict) -> None:
+    async with client.post("/v1/chat/completions", json=body) as answer:
+        await answer.content.readline()
+        answer.close()
+
+
 async def ask_kind(client: Any, kind: str, number: int) -> tuple[int, set[int]]:
     """Send one request of that kind; return its status, and those that it may have."""
     tokens = 8 + number % 40
@@ -177,12 +184,8 @@ async def ask_kind(client: Any, kind: str, number: int) -> tuple[int, set[int]]:
         return 200, {200}
     if kind == "hang up":
         body = chat_body(number, 20_000, stream=number % 2 == 0, temperature=0)
-        try:
-            async with asyncio.timeout(0.3), client.post("/v1/chat/completions", json=body) as answer:
-                await answer.content.readline()
-                answer.close()
-        except TimeoutError:
-            pass
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(read_a_line(client, body), 0.3)
         return 0, {0}
     headers = {"Content-Type": "application/json"}
     path, data, expected = "/v1/chat/completions", json.dumps(chat_body(number, tokens)).encode(), {200}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from .generate import RowNoise
@@ -40,7 +40,7 @@ class Stream:
     def __post_init__(self) -> None:
         self.text, self.decoder = "", TextStream(self.session)
         self.room = min(self.sampling.max_new_tokens, self.session.context - len(self.prompt))
-        self.draw: LogitsProcessorList | None = None
+        self.draw: list[LogitsProcessor] | None = None
 
     def tokens(self) -> list[int]:
         """All tokens so far, prompt first: what must be read again after the row was put back."""
@@ -90,9 +90,9 @@ class Stream:
         return len(self.text)
 
 
-def build_draw(sampling: Sampling, device: torch.device) -> LogitsProcessorList:
+def build_draw(sampling: Sampling, device: torch.device) -> list[LogitsProcessor]:
     """The same steps, in the same order, as generate.py takes; the next token is the argmax of what they return."""
-    steps = LogitsProcessorList()
+    steps: list[LogitsProcessor] = []
     if sampling.repetition_penalty != 1:
         steps.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     if sampling.temperature > 0:
@@ -114,5 +114,8 @@ def next_tokens(streams: list[Stream], logits: torch.Tensor) -> list[int]:
         if stream.draw:
             penalised = stream.sampling.repetition_penalty != 1
             ids = torch.tensor([stream.tokens()], device=logits.device) if penalised else None
-            tokens[row] = stream.draw(ids, logits[row : row + 1].float()).argmax(-1)[0]
+            scores = logits[row : row + 1].float()
+            for step in stream.draw:
+                scores = step(ids, scores)
+            tokens[row] = scores.argmax(-1)[0]
     return tokens.tolist()

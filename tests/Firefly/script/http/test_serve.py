@@ -1,14 +1,10 @@
-"""The HTTP service on a real tiny model and real sockets: answers, streams, hang-ups, bad requests, keys, limits."""
+"""The HTTP service on a real tiny model and real sockets: answers, streams, the old request, bad requests, the command."""
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
-import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,102 +13,13 @@ from types import SimpleNamespace
 
 import openai
 import pytest
-import torch
-import uvicorn
 
-from Firefly.component.generate import generate_batch, load_model
-from Firefly.component.http_api import Service, build_app
-from Firefly.component.http_batch import Batcher
+from Firefly.component.generate import generate_batch
 from Firefly.component.inference import Request
-from Firefly.component.session import choose_device, open_session
 from tests.conftest import load_script
+from tests.Firefly.script.http.served import HI, LONG, chat, greedy_session, post, raw_post
 
 ROOT = Path(__file__).resolve().parents[4]
-HI = [{"role": "user", "content": "你是谁？"}]
-LONG = {"messages": HI, "max_tokens": 30_000, "temperature": 0}
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_minicpm):
-    parser = load_script("Firefly/script/http/serve.py").build_parser()
-    args = parser.parse_args(["--model", str(tiny_minicpm), "--max-new-tokens", "16"])
-    session = open_session(args)
-    model = load_model(session, *choose_device(args))
-    # A random model's loose bytes make up no characters; without them texts can be compared to the letter.
-    loose = torch.arange(5, 5 + 256)
-    model.lm_head.register_forward_hook(lambda module, args, output: output.index_fill(-1, loose, -100.0))
-    return session, model
-
-
-@pytest.fixture(scope="module")
-def start(loaded):
-    """Return a function that starts a service in this process and gives its URL, session and batcher."""
-    running = []
-
-    def run(endless=False, queue=256, rows=32, **settings):
-        session, model = loaded
-        if endless:
-            session = replace(session, stop_ids=(10**9,))
-        batcher = Batcher(model, rows, queue, 65536)
-        config = uvicorn.Config(
-            build_app(Service(session, batcher, "tiny", **settings)), http="h11", log_level="error", lifespan="off"
-        )
-        server = uvicorn.Server(config)
-        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        running.append((server, thread, batcher, listener))
-        return SimpleNamespace(
-            url=f"http://127.0.0.1:{listener.getsockname()[1]}", session=session, batcher=batcher, model=model
-        )
-
-    yield run
-    for server, thread, batcher, listener in running:
-        server.should_exit = server.force_exit = True
-        thread.join(10)
-        batcher.close()
-        listener.close()
-
-
-@pytest.fixture(scope="module")
-def service(start):
-    return start()
-
-
-def post(url, body, **headers):
-    """Return (status, headers, JSON) of a POST; ``body`` may be raw bytes."""
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"} | headers)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.headers, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, error.headers, json.load(error)
-
-
-def chat(service, **body):
-    return post(f"{service.url}/v1/chat/completions", body)
-
-
-def greedy_session(service):
-    return replace(service.session, sampling=replace(service.session.sampling, temperature=0.0))
-
-
-def wait_until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not come true in time"
-        time.sleep(0.02)
-
-
-def raw_post(service, body):
-    """Send a chat request on a socket of our own, which the test can close when it likes."""
-    data = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
-    port = int(service.url.rpartition(":")[2])
-    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
-    connection.sendall(head.encode() + b"\r\n\r\n" + data)
-    return connection
 
 
 def test_whole_and_streamed_answers_are_those_of_generate(service):
@@ -200,59 +107,6 @@ def test_a_100_kb_prompt_is_answered_or_refused_with_the_limit(service, characte
         assert f"提示有 {size} 个 token，模型最多 {service.session.context} 个" in answer["error"]["message"]
 
 
-def test_a_body_over_the_limit_is_refused_though_it_is_still_being_sent(start):
-    small = start(max_body=10_000)
-    assert chat(small, messages=[{"role": "user", "content": "x" * 9_000}], max_tokens=1)[0] == 200
-    status, _, answer = chat(small, messages=[{"role": "user", "content": "x" * 3_000_000}])
-    assert (status, answer["error"]["code"]) == (413, "body_too_large")
-
-
-def test_the_key_is_asked_for_everywhere_but_at_health(start):
-    guarded = start(api_key="sésame-1".encode().decode("latin-1"))
-    key = "sésame-1".encode().decode("latin-1")
-    body = {"messages": HI, "max_tokens": 1}
-    for given in ({}, {"Authorization": "Bearer sesame"}, {"Authorization": key}, {"Authorization": f"Bearer {key}x"}):
-        status, headers, answer = post(f"{guarded.url}/v1/chat/completions", body, **given)
-        assert (status, answer["error"]["type"]) == (401, "authentication_error")
-        assert headers["WWW-Authenticate"] == "Bearer"
-        assert post(f"{guarded.url}/firefly", {"inputs": "x"}, **given)[0] == 401
-    assert urllib.request.urlopen(f"{guarded.url}/health").status == 200
-
-
-def test_a_right_key_is_let_in(start):
-    guarded = start(api_key="sesame")
-    given = {"Authorization": "Bearer sesame"}
-    assert post(f"{guarded.url}/v1/chat/completions", {"messages": HI, "max_tokens": 1}, **given)[0] == 200
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_hangs_up_stops_its_generation(start, stream):
-    endless = start(endless=True)
-    connection = raw_post(endless, LONG | {"stream": stream})
-    if stream:
-        assert b"200 OK" in connection.recv(1000)
-    wait_until(lambda: endless.batcher.counts()[0] == 1)
-    (row,) = endless.batcher.rows or [None]
-    connection.close()
-    wait_until(lambda: endless.batcher.counts() == (0, 0))
-    assert row is None or len(row.ids) < 10_000
-    assert endless.batcher.cache is None
-
-
-def test_a_full_queue_says_when_to_come_back(start):
-    full = start(endless=True, rows=1, queue=1)
-    held = [raw_post(full, LONG | {"stream": True})]
-    wait_until(lambda: full.batcher.counts() == (1, 0))
-    held.append(raw_post(full, LONG))
-    wait_until(lambda: full.batcher.counts() == (1, 1))
-    status, headers, answer = chat(full, messages=HI)
-    assert (status, headers["Retry-After"], answer["error"]["code"]) == (503, "5", "queue_full")
-    for connection in held:
-        connection.close()
-    wait_until(lambda: full.batcher.counts() == (0, 0))
-    assert chat(full, messages=HI, max_tokens=1)[0] == 200
-
-
 def test_30_streams_at_once_all_answer_as_one_alone(start):
     many = start(rows=8)
     questions = [f"{number} 年有几个月？" for number in range(30)]
@@ -267,19 +121,6 @@ def test_30_streams_at_once_all_answer_as_one_alone(start):
     with ThreadPoolExecutor(30) as pool:
         answers = list(pool.map(ask, requests))
     assert answers == expected
-
-
-def test_a_failure_in_the_model_is_a_500_without_details(start, monkeypatch):
-    broken = start()
-    monkeypatch.setattr(broken.model, "forward", lambda **kwargs: 1 / 0)
-    status, _, answer = chat(broken, messages=HI)
-    assert (status, answer["error"]["code"]) == (500, "internal_error")
-    with raw_post(broken, {"messages": HI, "stream": True}) as connection:
-        text = b""
-        while b"[DONE]" not in text:
-            text += connection.recv(4096)
-    assert "生成时出错".encode() in text
-    assert b"division" not in text
 
 
 def test_the_command_serves_and_stops_on_ctrl_c(tiny_minicpm, tmp_path):
