@@ -12,34 +12,24 @@ import sys
 from Firefly.component.errors import exit_cleanly
 from Firefly.component.inference import Engine, add_inference_flags, add_web_flags, check_flags
 from Firefly.component.results import run
+from Firefly.component.rows import add_row_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="用 transformers 推理：单个问题、多轮对话、网页聊天，或成批处理 JSONL。"
     )
-    add_inference_flags(parser, batch_size=8)
+    add_inference_flags(parser, batch_size=32)
+    add_row_flags(parser)
     add_web_flags(parser)
     return parser
 
 
 def load_engine(args: argparse.Namespace) -> Engine:
     """Load model and tokenizer as the flags say."""
-    from Firefly.component.session import choose_device, only_adapter, open_session
+    from Firefly.component import generate
 
-    session = open_session(args)
-    only_adapter(session)
-    device, dtype = choose_device(args)
-    from Firefly.component.generate import generate_window, load_model, stream_answer
-
-    model = load_model(session, device, dtype, args.load_in_4bit)
-    return Engine(
-        generate=lambda requests: generate_window(model, session, requests, args.batch_size),
-        stream=lambda request, emit: stream_answer(model, session, request, emit),
-        window=16 * args.batch_size,
-        check=session.check,
-        fingerprint=session.fingerprint(),
-    )
+    return generate.load_engine(args)
 
 
 @exit_cleanly

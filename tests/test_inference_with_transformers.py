@@ -174,7 +174,10 @@ def test_too_long_a_question_is_named_before_anything_is_asked(tiny_minicpm, tmp
     (folder / "config.json").write_text(json.dumps(config))
     path = tmp_path / "x.jsonl"
     path.write_text('{"prompt": "短"}\n' + json.dumps({"prompt": "长" * 200}) + "\n")
-    assert script.main(["--model", str(folder), "--input", str(path), "--output", str(tmp_path / "y")]) == 2
+    assert (
+        script.main(["--model", str(folder), "--input", str(path), "--output", str(tmp_path / "y"), "--no-truncate"])
+        == 2
+    )
     assert f"{path}:2：提示有 " in capsys.readouterr().err
     assert (tmp_path / "y").read_bytes() == b""
 

@@ -14,33 +14,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # Firefly/, wherever this is called from
 
 from component.errors import exit_cleanly
-from component.inference import Engine, add_inference_flags, check_flags
+from component.inference import add_inference_flags, check_flags
 from component.results import chat
+from component.rows import add_row_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="在终端里与模型多轮对话：/clear 清空历史，/exit 退出。")
     add_inference_flags(parser, batch_size=1)
+    add_row_flags(parser)
     parser.add_argument("--client", metavar="URL", help="不在本地装载模型，而是向这个 OpenAI 兼容服务提问")
     return parser
-
-
-def load_engine(args: argparse.Namespace) -> Engine:
-    """A local model with transformers, one answer at a time."""
-    from component.session import choose_device, only_adapter, open_session
-
-    session = open_session(args)
-    only_adapter(session)
-    device, dtype = choose_device(args)
-    from component.generate import generate_window, load_model, stream_answer
-
-    model = load_model(session, device, dtype, args.load_in_4bit)
-    return Engine(
-        generate=lambda requests: generate_window(model, session, requests, 1),
-        stream=lambda request, emit: stream_answer(model, session, request, emit),
-        window=1,
-        check=session.check,
-    )
 
 
 @exit_cleanly
@@ -53,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
 
         engine = connect(args)
     else:
+        from component.generate import load_engine
+
         engine = load_engine(args)
     chat(engine, args.system)
     return 0

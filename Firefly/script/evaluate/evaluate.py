@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # Firefly/, wherever this is called from
 
 from component.errors import UserError, exit_cleanly
+from component.script_io import parse_named
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,14 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_models(args: argparse.Namespace) -> dict[str, str]:
     """Turn NAME=PATH into {name: path}; UserError for another form, a name used twice, or numbers below 1."""
-    models: dict[str, str] = {}
-    for value in args.models:
-        name, _, path = value.partition("=")
-        if not name or not path:
-            raise UserError(f"--models {value}：应写成 名字=路径，例如 base=models/MiniCPM4-0.5B。")
-        if name in models:
-            raise UserError(f"--models {value}：名字 {name} 用了两次，请换一个名字。")
-        models[name] = path
+    models = parse_named(args.models, "--models", "base=models/MiniCPM4-0.5B")
     for flag in ("max_samples", "max_seq_length", "batch_size", "max_new_tokens"):
         if (value := getattr(args, flag)) is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')} 是 {value}，应不小于 1，请修改。")
