@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import prep_sft_firefly_hit as prep
+from LLM_data_gen.journal import entry_of
+from LLM_data_gen.wire import Answer
 from sft_data.chatml import carried, firefly_record, hit_record, parse_chatml, render_chatml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -269,8 +271,9 @@ def test_the_report_and_the_examples_of_the_format_document_are_true(files):
     names = {*report, *report["params"], *report["counts"]["firefly"], "duplicate", "near_duplicate"} - {"sources"}
     assert [name for name in sorted(names) if f"`{name}`" not in document and f"`{name}." not in document] == []
     examples = [json.loads(block.split("\n```")[0]) for block in document.split("```json\n")[1:]]
-    assert len(examples) == 6
-    hit_example, alpaca, kind = examples[:3]
+    assert len(examples) == 7
+    hit_example, stored, alpaca, kind = examples[:4]
+    assert set(stored) == set(entry_of("图书馆", 6, [], "m", Answer("[]"))) | {"cost", "currency"}
     assert hit_record(hit_example)[0][0][0] == "instruction"
     assert firefly_record(alpaca)[1][0]["content"].endswith("今天天气很好。")
     assert carried(kind) == {"category": "作诗"}

@@ -186,7 +186,7 @@ def test_a_worker_that_is_killed_is_one_sentence():
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     code = (
         "import os, time\nfrom sft_data.engine import run\n"
-        "def slow(_):\n    print(os.getpid(), flush=True)\n    time.sleep(600)\n"
+        'def slow(_):\n    os.write(1, b"%d\\n" % os.getpid())\n    time.sleep(600)\n'
         "list(run(slow, iter(range(9)), 2))\n"
     )
     (tmp_path / "slow.py").write_text(code)
