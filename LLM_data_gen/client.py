@@ -4,6 +4,7 @@
     async with client:
         answer = await client.ask(messages, max_tokens)         a chat completion, streamed
         data = await client.call("/responses", body)            any other endpoint, as JSON
+        await finish(tasks, client.gate)                        many at once; an error waits for what is in flight
 
 Errors by class. Refused (400, 401, 402, 403, 404 and their like): UserError, the run stops. Busy (429) and failing
 (5xx, silence, dropped connections, bodies that are no completion): asked again with growing, jittered waits;
@@ -25,13 +26,14 @@ from .gate import Gate, Stopped
 from .settings import Teacher
 from .wire import Answer, Dialect, Failure, read_refusal, read_reply
 
-__all__ = ["Answer", "Client", "Settings", "Stopped", "TriesUsedUp"]
+__all__ = ["GRACE_S", "Answer", "Client", "Settings", "Stopped", "TriesUsedUp", "finish"]
 
 _CONNECT_TIMEOUT_S = 30
 _LONGEST_WAIT_S = 4  # of one request alone; when all fail, gate.py makes everyone wait longer
 _SHORTEST_KEY = 12
 _MOST_WAITS = 30  # "busy" costs no try, but one request does not wait for ever either
 _MODELS_SHOWN = 12
+GRACE_S = 60  # when the run must stop, answers in flight are waited for so long: they are paid for
 
 
 class TriesUsedUp(Exception):
@@ -102,7 +104,7 @@ class Client:
                 body["thinking"] = {"type": "enabled" if self.teacher.thinking else "disabled"}
             return body
 
-        return await self._until_answered("/chat/completions", body, self._completion)
+        return await self._until_answered("/chat/completions", body, read_reply)
 
     async def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Post ``body`` to base_url + path; return the JSON object that comes back. Raises what ``ask`` raises."""
@@ -156,7 +158,7 @@ class Client:
             status, headers, cut = 0, {}, f"连接失败（{self._shown(str(error) or type(error).__name__)}）"
         raw = b"".join(pieces)
         if cut:
-            outcome = read_reply(raw, broken=True) if read == self._completion and raw.strip() else Failure(cut)
+            outcome = read_reply(raw, broken=True) if read is read_reply else None
             if not isinstance(outcome, Answer) or not outcome.text:
                 outcome = Failure(cut)
         elif status == 200:
@@ -164,9 +166,6 @@ class Client:
         else:
             outcome = read_refusal(status, self._shown(raw.decode(errors="replace")), headers, url)
         return self._counted(outcome)
-
-    def _completion(self, raw: bytes) -> Answer | Failure:
-        return read_reply(raw)
 
     def _json(self, raw: bytes) -> dict[str, Any] | Failure:
         try:
@@ -213,3 +212,20 @@ class Client:
         """Mask the key wherever a server says it, answers too. A short placeholder ("sample") is no secret but a word."""
         key = self.teacher.api_key
         return text.replace(key, "***") if key and len(key) >= _SHORTEST_KEY else text
+
+
+async def finish(tasks: list[asyncio.Task], gate: Gate, on_stop: Callable[[], None] = lambda: None) -> None:
+    """Wait for all. The first error stops the asking and is raised once what is in flight has come, in GRACE_S at most."""
+    try:
+        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if pending:
+            gate.stop()
+            on_stop()
+            await asyncio.wait(pending, timeout=GRACE_S)
+        for task in done:
+            if not task.cancelled():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -14,7 +14,7 @@ from datetime import datetime
 
 from sft_data.errors import UserError
 
-from .client import Client, Settings, Stopped, TriesUsedUp, Usage
+from .client import GRACE_S, Client, Settings, Stopped, TriesUsedUp, Usage, finish
 from .cost import Price
 from .journal import Journal, entry_of
 from .output import Output
@@ -23,8 +23,6 @@ from .settings import Teacher
 from .spending import Totals, likely_cost, over_budget, price_entry
 from .taking import Tally, take
 from .variety import angles
-
-GRACE_S = 60  # when the run must stop, answers in flight are waited for so long: they are paid for
 
 
 class Run:
@@ -70,22 +68,10 @@ class Run:
 
                 workers = [asyncio.create_task(worker()) for _ in range(min(settings.max_concurrency, len(todo)))]
                 with self._signals(workers):
-                    await self._finish(workers)
+                    await finish(workers, client.gate, self._say_stopping)
 
-    async def _finish(self, workers: list[asyncio.Task]) -> None:
-        try:
-            done, pending = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-            if pending:
-                self._client.gate.stop()
-                self.say(f"停止：不再发新请求，等在途的 {self._client.gate.in_flight} 个收尾，最多 {GRACE_S} 秒。")
-                await asyncio.wait(pending, timeout=GRACE_S)
-            for task in done:
-                if not task.cancelled():
-                    task.result()
-        finally:
-            for task in workers:
-                task.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+    def _say_stopping(self) -> None:
+        self.say(f"停止：不再发新请求，等在途的 {self._client.gate.in_flight} 个收尾，最多 {GRACE_S} 秒。")
 
     @contextlib.contextmanager
     def _signals(self, workers: list[asyncio.Task]) -> Iterator[None]:

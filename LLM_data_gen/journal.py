@@ -3,6 +3,7 @@
 with open_journal(OUT, reserve) as journal:      beside the output, whose lock it shares
     journal.append(entry)                        one line, in one write; with the disk full, into space kept for it
 for entry in read_journal(OUT, say): ...
+with only_run(OUT): ...                          one run at a time
 
 An entry: time (ISO, UTC), topic, asked (samples), prompt (hash of the messages), model, status (ok; cut: at max_tokens;
 partial: the connection broke off), finish_reason, usage, text, reasoning where there is one.
@@ -20,7 +21,7 @@ from typing import Any
 import orjson
 
 from sft_data.errors import UserError
-from sft_data.jsonl import dump_line, mend_last_line
+from sft_data.jsonl import append_whole, dump_line, mend_last_line
 
 from .wire import Answer
 
@@ -81,24 +82,14 @@ class Journal:
     def append(self, entry: dict[str, Any]) -> None:
         line = dump_line(entry)
         try:
-            self._write(line)
+            append_whole(self._file, line)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or self.disk_full:
                 error.filename = str(self.path)
                 raise
             self.disk_full = True
             self._reserve.unlink()
-            self._write(line)
-
-    def _write(self, line: bytes) -> None:
-        size = self._file.seek(0, os.SEEK_END)
-        try:
-            written = self._file.write(line)
-            while written < len(line):
-                written += self._file.write(line[written:])
-        except OSError:
-            self._file.truncate(size)
-            raise
+            append_whole(self._file, line)
 
     def close(self) -> None:
         empty = not self._file.seek(0, os.SEEK_END)
@@ -106,6 +97,19 @@ class Journal:
         self._reserve.unlink(missing_ok=True)
         if empty:
             self.path.unlink()
+
+
+@contextlib.contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """Hold OUT.lock, so that a second run on the same output is refused."""
+    import fcntl
+
+    with open(out.with_name(out.name + ".lock"), "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}：另一个运行正在写这个文件；请等它结束，或换一个 --out。") from None
+        yield
 
 
 @contextlib.contextmanager

@@ -9,10 +9,8 @@ is missing. OUT is written at the end, in one piece; with --web-search also OUT-
 
 import argparse
 import asyncio
-import contextlib
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ CATEGORY_TRIES = 3
 FEWEST_CATEGORIES = 3  # fewer in an answer, and it has not understood
 TEMPERATURE = 0.8
 TIMEOUT_S = 300.0  # of silence: a search before the answer takes its time
-GRACE_S = 60  # when the run must stop, answers in flight are waited for so long: they are paid for
 UNSEARCHED = 3  # answers without a single search show that the service passes over the tool
 RESERVE = 1 << 20  # bytes of disk for answers in flight when it is full
 TOKENS_PER_TOPIC, TOKENS_FOR_THINKING = 60, 16384  # 40 characters at 0.7 and JSON around them; thinking counts, too
@@ -67,7 +64,7 @@ def say(message: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     check_args(args)
-    from LLM_data_gen.journal import open_journal, read_journal
+    from LLM_data_gen.journal import only_run, open_journal, read_journal
     from LLM_data_gen.settings import resolve_teacher
     from LLM_data_gen.topic_making import own_categories
     from sft_data.files import refuse_existing
@@ -76,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     sources = args.out.with_name(f"{args.out.stem}_sources.jsonl") if args.web_search else None
     refuse_existing(filter(None, [args.out, sources]), args.overwrite)
     teacher = resolve_teacher(args.api_key, args.base_url, args.model, args.mode, ("", ""), ROOT, say)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     with only_run(args.out):
         entries = list(read_journal(args.out, say))
         check_same_order(args, entries)
@@ -99,20 +97,6 @@ def check_args(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} 太小，至少为 {least}；请改正后重试。")
     if args.out.is_dir():
         raise UserError(f"{args.out}：这是一个目录，--out 要给出文件路径。")
-
-
-@contextlib.contextmanager
-def only_run(out: Path) -> Iterator[None]:
-    """Hold OUT.lock, so that a second run on the same output is refused."""
-    import fcntl
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.with_name(out.name + ".lock"), "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}：另一个运行正在写这个文件；请等它结束，或换一个 --out。") from None
-        yield
 
 
 def order_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -193,18 +177,10 @@ class Run:
 
     async def together(self, requests: list[Any]) -> list[dict[str, Any]]:
         """Return the answers that came, in the order of ``requests``. An error that stops the run lets others finish."""
+        from LLM_data_gen.client import finish
+
         tasks = [asyncio.create_task(request) for request in requests]
-        try:
-            done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            if pending:
-                self.client.gate.stop()
-                await asyncio.wait(pending, timeout=GRACE_S)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await finish(tasks, self.client.gate)
         return [entry for task in tasks if (entry := task.result())]
 
     async def ask(self, category: str, n: int, messages: list[dict[str, str]], number: int) -> dict[str, Any] | None:

@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 
 from sft_data.chatml import parse_chatml
 from sft_data.errors import UserError
-from sft_data.jsonl import dump_line, mend_last_line, read_records
+from sft_data.jsonl import append_whole, dump_line, mend_last_line, read_records
 
+from .journal import only_run
 from .validation import fingerprint
 from .variety import Questions
 
@@ -64,14 +65,9 @@ class Output:
 
     def append(self, records: list[dict[str, str]]) -> None:
         """Write ``records`` as whole lines, at once, or not at all: with no space left the file ends where it did."""
-        size = self._file.tell()
-        data = b"".join(map(dump_line, records))
         try:
-            written = self._file.write(data)
-            while written < len(data):
-                written += self._file.write(data[written:])
+            append_whole(self._file, b"".join(map(dump_line, records)))
         except OSError as error:
-            self._file.truncate(size)
             error.filename = str(self.path)
             raise
 
@@ -93,20 +89,13 @@ class Output:
 @contextlib.contextmanager
 def open_output(path: Path, say: Callable[[str], None], near_dup: bool = True) -> Iterator[Output]:
     """Lock ``path`` (through path + ".lock"), read it, and open it for appending. A second run is refused."""
-    import fcntl
-
     if path.is_dir():
         raise UserError(f"{path}：这是一个目录，--out 要给出文件路径。")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise UserError(f"{path.parent}：这是一个文件而不是目录；请给 --out 换一个位置。") from None
-    lock_path = path.with_name(path.name + ".lock")
-    with open(lock_path, "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path}：另一个运行正在写这个文件；请等它结束，或换一个 --out。") from None
+    with only_run(path):
         output = Output(path, near_dup=near_dup)
         output.read(say)
         with open(path, "ab", buffering=0) as file:

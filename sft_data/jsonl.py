@@ -19,7 +19,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import UserError
 from .storage import file_exists, is_remote, remote
@@ -123,6 +123,18 @@ def mend_last_line(path: str | os.PathLike) -> int:
         file.seek(end)
         file.write(b"\n")
         return 0
+
+
+def append_whole(file: BinaryIO, data: bytes) -> None:
+    """Write ``data`` at the end of ``file``, or nothing: with no space left (OSError) it ends where it did."""
+    size = file.seek(0, os.SEEK_END)
+    try:
+        written = file.write(data)
+        while written < len(data):
+            written += file.write(data[written:])
+    except OSError:
+        file.truncate(size)
+        raise
 
 
 @contextlib.contextmanager

@@ -27,9 +27,9 @@ def connect(args: Namespace) -> Engine:
     url = url if url.endswith("/v1") else url + "/v1"
     client = openai.OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY") or "EMPTY", timeout=600)
     try:
-        names = _model_names(client)
+        names = model_names(client)
     except openai.OpenAIError as error:
-        raise _as_user_error(url, error) from error
+        raise as_user_error(url, error) from error
     if not names:
         raise UserError(f"{url}：服务端没有模型，请检查服务是否已就绪。")
     default = _name_on_server(names, args.model, "--model")
@@ -44,9 +44,9 @@ def connect(args: Namespace) -> Engine:
 
     def ask(request: Request, emit: Callable[[str], None] = lambda piece: None) -> Completion:
         try:
-            return _read_stream(client, _body(args, names[name_of(request)], request), emit)
+            return _read_stream(client, request_body(args, names[name_of(request)], request), emit)
         except openai.OpenAIError as error:
-            raise _as_user_error(request.where, error) from error
+            raise as_user_error(request.where, error) from error
 
     def generate(requests: list[Request]) -> Iterator[tuple[Request, Completion]]:
         pool = ThreadPoolExecutor(args.batch_size)
@@ -57,11 +57,11 @@ def connect(args: Namespace) -> Engine:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    fingerprint = {"server": url, **_body(args, names[default], None)}
+    fingerprint = {"server": url, **request_body(args, names[default], None)}
     return Engine(generate, ask, window=16 * args.batch_size, check=check, fingerprint=fingerprint)
 
 
-def _model_names(client: Any) -> dict[str, str]:
+def model_names(client: Any) -> dict[str, str]:
     """Return {name that people write: name to send}, the base first.
 
     SGLang lists an adapter under its name but answers to it only as BASE:NAME; under the name alone it would answer
@@ -85,7 +85,7 @@ def _name_on_server(names: dict[str, str], wanted: Any, where: str, default: str
     return wanted
 
 
-def _body(args: Namespace, model: str, request: Request | None) -> dict[str, Any]:
+def request_body(args: Namespace, model: str, request: Request | None) -> dict[str, Any]:
     body: dict[str, Any] = {"model": model, "max_tokens": args.max_new_tokens or DEFAULT_MAX_NEW_TOKENS}
     for name in ("temperature", "top_p"):
         if getattr(args, name) is not None:
@@ -112,7 +112,7 @@ def _read_stream(client: Any, body: dict[str, Any], emit: Callable[[str], None])
     return Completion("".join(pieces), finish, *counts)
 
 
-def _as_user_error(where: str, error: Exception) -> UserError:
+def as_user_error(where: str, error: Exception) -> UserError:
     status = getattr(error, "status_code", None)
     if status is None:
         return UserError(f"{where}：连不上服务或中途断开（{error}），请先用 --serve 启动，并检查地址和端口。")

@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from .checkpoint import keep_nf4_readable, load_causal_lm, nf4_config
 from .inference import Completion, Engine, Request
 from .rows import Rows, by_adapter, plan_rows
-from .session import Session, TextStream, choose_device, open_session
+from .session import Sampling, Session, TextStream, choose_device, open_session
 from .vocabulary import fit_vocabulary
 
 
@@ -105,16 +105,21 @@ class RowNoise(LogitsProcessor):
         return scores.float() - noise.clamp_min_(1e-30).log_()
 
 
+def draw_steps(sampling: Sampling, seeds: list[int], device: torch.device) -> list[LogitsProcessor]:
+    """What turns logits into scores whose argmax is the draw; none when greedy. seeds: one for each row."""
+    if not sampling.temperature > 0:
+        return []
+    steps: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.top_k:
+        steps.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        steps.append(TopPLogitsWarper(sampling.top_p))
+    return [*steps, RowNoise(seeds, device)]
+
+
 def _settings(session: Session, requests: list[Request], max_new: int, device: torch.device) -> dict[str, Any]:
     sampling = session.sampling
-    processors = LogitsProcessorList()
-    if sampling.temperature > 0:
-        processors.append(TemperatureLogitsWarper(sampling.temperature))
-        if sampling.top_k:
-            processors.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p < 1:
-            processors.append(TopPLogitsWarper(sampling.top_p))
-        processors.append(RowNoise([sampling.seed + request.index for request in requests], device))
+    seeds = [sampling.seed + request.index for request in requests]
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new,
@@ -122,7 +127,7 @@ def _settings(session: Session, requests: list[Request], max_new: int, device: t
         eos_token_id=list(session.stop_ids),
         pad_token_id=session.tokenizer.pad_token_id or session.stop_ids[0],
     )
-    return {"generation_config": config, "logits_processor": processors}
+    return {"generation_config": config, "logits_processor": LogitsProcessorList(draw_steps(sampling, seeds, device))}
 
 
 @torch.inference_mode()

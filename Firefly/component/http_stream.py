@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
-from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from .generate import RowNoise
+from .generate import draw_steps
 from .session import Sampling, Session, TextStream
 
 
@@ -92,17 +91,9 @@ class Stream:
 
 def build_draw(sampling: Sampling, device: torch.device) -> list[LogitsProcessor]:
     """The same steps, in the same order, as generate.py takes; the next token is the argmax of what they return."""
-    steps: list[LogitsProcessor] = []
-    if sampling.repetition_penalty != 1:
-        steps.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-    if sampling.temperature > 0:
-        steps.append(TemperatureLogitsWarper(sampling.temperature))
-        if sampling.top_k:
-            steps.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p < 1:
-            steps.append(TopPLogitsWarper(sampling.top_p))
-        steps.append(RowNoise([sampling.seed], device))
-    return steps
+    penalty = sampling.repetition_penalty
+    steps: list[LogitsProcessor] = [RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1 else []
+    return steps + draw_steps(sampling, [sampling.seed], device)
 
 
 def next_tokens(streams: list[Stream], logits: torch.Tensor) -> list[int]:

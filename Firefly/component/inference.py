@@ -58,8 +58,8 @@ class Engine:
     fingerprint: dict = field(default_factory=dict)
 
 
-def add_inference_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    """Add the flags that every inference script has, under the same names and with the same meaning."""
+def add_model_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the flags that say which model, how it is loaded and prompted; return their group."""
     what = parser.add_argument_group("模型")
     what.add_argument("--model", help="模型文件夹或 hub 名称；只给 --adapter 时取适配器记录的基座")
     what.add_argument("--adapter", action="append", metavar="[名字=]文件夹", help="LoRA 适配器，不必先合并")
@@ -72,6 +72,20 @@ def add_inference_flags(parser: argparse.ArgumentParser, batch_size: int) -> Non
         help="auto：GPU 用 bfloat16，CPU 用 float32",
     )
     what.add_argument("--load-in-4bit", action="store_true", help="以 NF4 4 比特装载（bitsandbytes）")
+    return what
+
+
+def add_sampling_flags(group: argparse._ArgumentGroup) -> None:
+    """Add how the next token is drawn; a flag that is not given leaves it to the model."""
+    group.add_argument("--max-new-tokens", type=int, help=f"最多生成多少 token（默认 {DEFAULT_MAX_NEW_TOKENS}）")
+    group.add_argument("--temperature", type=float, help="0 为贪心解码")
+    group.add_argument("--top-p", type=float)
+    group.add_argument("--repetition-penalty", type=float)
+
+
+def add_inference_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    """Add the flags that every inference script has, under the same names and with the same meaning."""
+    add_model_flags(parser)
     ask = parser.add_argument_group("提问")
     ask.add_argument("--prompt", help="一个问题，回答写到标准输出")
     ask.add_argument("--system", help="系统提示；行里自带 system 时以行内为准")
@@ -81,10 +95,7 @@ def add_inference_flags(parser: argparse.ArgumentParser, batch_size: int) -> Non
     ask.add_argument("--stream", action="store_true", help="边生成边显示（用于 --prompt）")
     ask.add_argument("--interactive", action="store_true", help="多轮对话：/clear 清空历史，/exit 退出")
     how = parser.add_argument_group("生成（不给的取模型 generation_config.json 里的值）")
-    how.add_argument("--max-new-tokens", type=int, help=f"最多生成多少 token（默认 {DEFAULT_MAX_NEW_TOKENS}）")
-    how.add_argument("--temperature", type=float, help="0 为贪心解码")
-    how.add_argument("--top-p", type=float)
-    how.add_argument("--repetition-penalty", type=float)
+    add_sampling_flags(how)
     how.add_argument("--seed", type=int, default=42, help="每一行的随机数只由 seed 和行号决定（默认 42）")
     how.add_argument("--batch-size", type=int, default=batch_size, help=f"同时生成多少条（默认 {batch_size}）")
 

@@ -169,16 +169,16 @@ def connect_models(args: Namespace) -> list[ChatModel]:
     """Return the server's models that the flags name, or all of them. Raises UserError when it lacks one."""
     import openai
 
-    from .client import _as_user_error, _model_names, connect
+    from .client import as_user_error, connect, model_names
 
     connect(args)  # refuses flags that are the server's to decide, a server that is not there, an unknown --model
     url = args.client.rstrip("/").removesuffix("/v1") + "/v1"
     access = {"base_url": url, "api_key": os.environ.get("OPENAI_API_KEY") or "EMPTY", "timeout": 600}
     try:
         with openai.OpenAI(**access) as client:
-            known = _model_names(client)
+            known = model_names(client)
     except openai.OpenAIError as error:
-        raise _as_user_error(url, error) from error
+        raise as_user_error(url, error) from error
     asked = args.web_models or [f"{Path(name).name}={name}" for name in ([args.model] if args.model else known)]
     wanted = parse_names(asked, "--web-models")
     for name, model in wanted.items():
@@ -202,9 +202,9 @@ async def ask_server(client: Any, name: str, model: str, messages: list[dict], s
     """Yield the events of a server's answer. The connection is closed with this, and the server stops generating."""
     import openai
 
-    from .client import _as_user_error, _body
+    from .client import as_user_error, request_body
 
-    body = _body(Namespace(**settings), model, Request(0, messages))
+    body = request_body(Namespace(**settings), model, Request(0, messages))
     pieces, finish, usage = [], None, None
     try:
         stream = await client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **body)
@@ -217,7 +217,7 @@ async def ask_server(client: Any, name: str, model: str, messages: list[dict], s
                         yield {"text": choice.delta.content}
                     finish = choice.finish_reason or finish
     except openai.OpenAIError as error:
-        raise _as_user_error(name, error) from error
+        raise as_user_error(name, error) from error
     if finish is None:
         raise UserError(f"{name}：服务端中途断开，回答不完整。")
     yield {"done": done(Completion("".join(pieces), finish, 0, usage.completion_tokens if usage else 0))}

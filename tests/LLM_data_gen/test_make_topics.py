@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from LLM_data_gen import client, make_topics
+from LLM_data_gen.journal import only_run
 from LLM_data_gen.topics import read_topics
 
 SCRIPT = Path(make_topics.__file__)
@@ -376,7 +377,7 @@ def test_bad_flags_are_one_sentence_and_no_request(folder, capsys, flags, said):
 
 
 def test_a_second_run_on_one_output_is_refused(folder, capsys):
-    with make_topics.only_run(Path("topics.txt")), FakeTeacher() as server:
+    with only_run(Path("topics.txt")), FakeTeacher() as server:
         assert run(server, 3) == 2
         assert server.asked == []
     assert "另一个运行正在写" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # Firefly/, wherever this is called from
 
 from component.errors import UserError, exit_cleanly
-from component.inference import DEFAULT_MAX_NEW_TOKENS
+from component.inference import add_model_flags, add_sampling_flags
 
 KEY_VARIABLE = "FIREFLY_API_KEY"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -28,19 +28,10 @@ def build_parser() -> argparse.ArgumentParser:
         description="用 transformers 提供 HTTP 服务：POST /v1/chat/completions（OpenAI 格式，可流式）、"
         "POST /firefly（旧 Firefly 服务的请求）、GET /v1/models、GET /health。"
     )
-    what = parser.add_argument_group("模型")
-    what.add_argument("--model", help="模型文件夹或 hub 名称；只给 --adapter 时取适配器记录的基座")
-    what.add_argument("--adapter", action="append", metavar="[名字=]文件夹", help="LoRA 适配器，不必先合并")
-    what.add_argument("--template-name", default="auto", help="提示模板；auto 用模型自带的 chat_template（默认）")
-    what.add_argument("--device", default="auto", help="auto（默认）、cpu、cuda、cuda:1")
-    what.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
-    what.add_argument("--load-in-4bit", action="store_true", help="以 NF4 4 比特装载（bitsandbytes）")
+    what = add_model_flags(parser)
     what.add_argument("--served-model-name", metavar="名字", help="对外的模型名，默认是文件夹名或适配器名（不含路径）")
     how = parser.add_argument_group("请求里没有写明时的生成设置（不给的取模型 generation_config.json 里的值）")
-    how.add_argument("--max-new-tokens", type=int, help=f"最多生成多少 token（默认 {DEFAULT_MAX_NEW_TOKENS}）")
-    how.add_argument("--temperature", type=float, help="0 为贪心解码")
-    how.add_argument("--top-p", type=float)
-    how.add_argument("--repetition-penalty", type=float)
+    add_sampling_flags(how)
     how.add_argument("--seed", type=int, default=42, help="没有带 seed 的请求，其随机数由此和到达次序决定（默认 42）")
     server = parser.add_argument_group("服务")
     server.add_argument("--host", default="127.0.0.1", help="监听地址（默认 127.0.0.1，只有本机能访问）")
