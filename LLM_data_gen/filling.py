@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from typing import Any
 
 from sft_data.errors import UserError
 
@@ -21,7 +22,7 @@ from .output import Output
 from .prompt import MOST_PER_REQUEST, build_messages, size_of_answer
 from .settings import Teacher
 from .spending import Totals, likely_cost, over_budget, price_entry
-from .taking import Tally, take
+from .taking import AT_ONCE, Tally, take
 from .variety import angles
 
 
@@ -46,6 +47,7 @@ class Run:
         self.interrupted = False
         self._likely = likely_cost(args, teacher, price)
         self._asking = 0
+        self._arrived: list[tuple[dict[str, Any], asyncio.Future[int]]] = []
         self._started = time.monotonic()
 
     async def generate(self, todo: list[str], n_topics: int) -> None:
@@ -63,7 +65,8 @@ class Run:
                     with contextlib.suppress(Stopped):
                         for topic in queue:
                             await self._fill(topic)
-                            bar.set_postfix_str(self._state(), refresh=False)
+                            if not bar.disable:
+                                bar.set_postfix_str(self._state(), refresh=False)
                             bar.update()
 
                 workers = [asyncio.create_task(worker()) for _ in range(min(settings.max_concurrency, len(todo)))]
@@ -148,12 +151,35 @@ class Run:
         price_entry(entry, messages, self.price, sent)
         self.journal.append(entry)
         self.totals.add(self.spent.add(entry))
-        taken = take(entry, self.output, args.n_per_topic - len(questions), self.tally, args.keep_reasoning)
+        taken = await self._taken(entry)
         if self.journal.disk_full:
             raise UserError(
                 f"{self.journal.path}：磁盘满了，停止运行；已付费的回答都在，清理出空间后用同一条命令继续。"
             )
         return entry["status"], taken
+
+    def _taken(self, entry: dict[str, Any]) -> asyncio.Future[int]:
+        """How many samples of the answer are taken, together with those of all that come in the same turn of the loop."""
+        loop = asyncio.get_running_loop()
+        self._arrived.append((entry, loop.create_future()))
+        if len(self._arrived) == 1:
+            loop.call_soon(self._take_arrived)
+        return self._arrived[-1][1]
+
+    def _take_arrived(self) -> None:
+        some, self._arrived = self._arrived[:AT_ONCE], self._arrived[AT_ONCE:]
+        if self._arrived:
+            asyncio.get_running_loop().call_soon(self._take_arrived)
+        waiting = [future for _, future in some]
+        try:
+            entries = [entry for entry, _ in some]
+            taken = take(entries, self.output, self.args.n_per_topic, self.tally, self.args.keep_reasoning)
+        except Exception as error:
+            for future in waiting:
+                future.cancelled() or future.set_exception(error)
+            return
+        for future, n in zip(waiting, taken, strict=True):
+            future.cancelled() or future.set_result(n)
 
     def _state(self) -> str:
         """The end of the progress bar."""

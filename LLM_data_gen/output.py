@@ -19,8 +19,8 @@ from sft_data.errors import UserError
 from sft_data.jsonl import append_whole, dump_line, mend_last_line, read_records
 
 from .journal import only_run
+from .near import Questions
 from .validation import fingerprint
-from .variety import Questions
 
 
 class Output:
@@ -37,11 +37,10 @@ class Output:
     def __len__(self) -> int:
         return self._count
 
-    def expect(self, samples: list[Any]) -> None:
+    def expect(self, questions: list[str]) -> None:
         """Make ready to be asked about these, which costs less together than one by one."""
         if self.near_dup:
-            questions = (sample.get("input") for sample in samples if isinstance(sample, dict))
-            self._near.expect([question for question in questions if isinstance(question, str)])
+            self._near.expect(questions)
 
     def repeats(self, mark: int, question: str) -> str | None:
         """Return the reason to reject a record that says again what is there, or None. mark: fingerprint of its text."""

@@ -1,6 +1,6 @@
 """From an answer to rows of the output: what is accepted, and why the rest is not.
 
-take(entry, output, wanted, tally) -> int         an answer of today, or one from the journal: the same to it
+take(entries, output, n, tally) -> list           answers of today, or from the journal: the same to it
 replay(...) / revalidate(...)                     make rows of stored answers, which costs nothing
 open_rejected(path)                               what is not accepted, with its reason, for those who want to see it
 """
@@ -10,7 +10,7 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from sft_data.jsonl import dump_line, mend_last_line, read_records
 from sft_data.storage import write_atomically
 
 from .output import Output
-from .validation import check_sample, describe, fingerprint, read_answer, to_record
+from .validation import check_samples, describe, fingerprint, read_answer, to_record
+
+AT_ONCE = 64  # answers; more would keep those who wait for the loop waiting for long
 
 
 @dataclass
@@ -35,15 +37,43 @@ class Tally:
     reject: Callable[[str, str, Any], None] = lambda topic, reason, sample: None
 
 
-def take(entry: dict[str, Any], output: Output, wanted: int, tally: Tally, keep_reasoning: bool = False) -> int:
-    """Write the samples of an answer that are good and new, at most ``wanted``; count every other under its reason."""
-    topic, reading, records = entry["topic"], read_answer(entry["text"]), []
-    if reading.problem:
-        tally.problems[reading.problem] += 1
-    output.expect(reading.samples)
-    for sample in reading.samples:
+def take(
+    entries: Sequence[dict[str, Any]],
+    output: Output,
+    n: int,
+    tally: Tally,
+    keep_reasoning: bool = False,
+) -> list[int]:
+    """Write the samples of these answers that are good and new until their topic has ``n``; count every other under its reason.
+
+    Return how many were taken of each answer. Together they cost a third of what they cost one by one.
+    """
+    readings = [read_answer(entry["text"]) for entry in entries]
+    reasons = check_samples([sample for reading in readings for sample in reading.samples])
+    good = iter(reasons)
+    output.expect([s["input"] for reading in readings for s in reading.samples if next(good) is None])
+    records, taken, reasons = [], [], iter(reasons)
+    for entry, reading in zip(entries, readings, strict=True):
+        if reading.problem:
+            tally.problems[reading.problem] += 1
+        wanted = n - len(output.questions.get(entry["topic"], ()))
+        new = _new_records(entry["topic"], reading.samples, reasons, output, wanted, tally)
+        if keep_reasoning and entry.get("reasoning"):
+            new = [record | {"reasoning": entry["reasoning"]} for record in new]
+        records += new
+        taken.append(len(new))
+    tally.accepted += len(records)
+    if records:
+        output.append(records)
+    return taken
+
+
+def _new_records(
+    topic: str, samples: list[Any], reasons: Iterator[str | None], output: Output, wanted: int, tally: Tally
+) -> list[dict[str, str]]:
+    records = []
+    for sample, reason in zip(samples, reasons):  # noqa: B905  reasons go on with those of the next answer
         tally.returned += 1
-        reason = check_sample(sample)
         if reason is None:
             record = to_record(sample, topic)
             mark = fingerprint(record["text"])
@@ -52,14 +82,9 @@ def take(entry: dict[str, Any], output: Output, wanted: int, tally: Tally, keep_
             tally.rejected[reason] += 1
             tally.reject(topic, reason, sample)
             continue
-        if keep_reasoning and entry.get("reasoning"):
-            record["reasoning"] = entry["reasoning"]
         output.note(topic, mark, sample["input"])
         records.append(record)
-    tally.accepted += len(records)
-    if records:
-        output.append(records)
-    return len(records)
+    return records
 
 
 def describe_counts(counts: dict[str, int]) -> str:
@@ -69,11 +94,15 @@ def describe_counts(counts: dict[str, int]) -> str:
 def replay(entries: Iterable[dict[str, Any]], output: Output, topics: list[str], n: int, keep_reasoning: bool) -> Tally:
     """Take what a killed run had paid for and not written yet, and the surplus of earlier answers; nothing else changes."""
     tally, wanted = Tally(), set(topics)
-    for entry in entries:
-        missing = n - len(output.questions.get(entry["topic"], ()))
-        if entry["topic"] in wanted and missing > 0:
-            take(entry, output, missing, tally, keep_reasoning)
+    useful = (e for e in entries if e["topic"] in wanted and len(output.questions.get(e["topic"], ())) < n)
+    for some in _in_blocks(useful):
+        take(some, output, n, tally, keep_reasoning)
     return tally
+
+
+def _in_blocks(entries: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    entries = iter(entries)
+    return iter(lambda: list(itertools.islice(entries, AT_ONCE)), [])
 
 
 def revalidate(
@@ -91,8 +120,8 @@ def revalidate(
             if fingerprint(row["text"]) not in stored:
                 fresh.note_row(row)
                 fresh.append([row])
-        for entry in entries():
-            take(entry, fresh, n - len(fresh.questions[entry["topic"]]), tally, keep_reasoning)
+        for some in _in_blocks(entries()):
+            take(some, fresh, n, tally, keep_reasoning)
         if output.path.stat().st_size:
             backup = _beside(output.path)
             shutil.copy2(output.path, backup)

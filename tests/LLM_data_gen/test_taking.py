@@ -36,7 +36,7 @@ def test_each_sample_is_taken_or_counted_under_a_reason(tmp_path):
     near = sample(0, input=ASKS[0].replace("周末", "周日"))
     answer = entry([sample(0), sample(0), near, sample(1, output="短"), sample(2), sample(3)])
     with open_output(tmp_path / "o.jsonl", print) as output:
-        assert take(answer, output, 2, tally) == 2
+        assert take([answer], output, 2, tally) == [2]
         assert output.questions["甲"] == [ASKS[0], ASKS[2]]
     assert [reason for _, reason, _ in rejected] == ["duplicate", "near_duplicate", "output_too_short", "surplus"]
     assert rejected[1] == ("甲", "near_duplicate", near)
@@ -47,13 +47,13 @@ def test_each_sample_is_taken_or_counted_under_a_reason(tmp_path):
 def test_near_questions_may_be_kept(tmp_path):
     near = sample(0, input=ASKS[0].replace("周末", "周日"))
     with open_output(tmp_path / "o.jsonl", print, near_dup=False) as output:
-        assert take(entry([sample(0), near]), output, 9, Tally()) == 2
+        assert take([entry([sample(0), near])], output, 9, Tally()) == [2]
 
 
 def test_thinking_is_kept_beside_the_text_only_where_asked(tmp_path):
     with open_output(tmp_path / "o.jsonl", print) as output:
-        take(entry([sample(0)], reasoning="想了很久"), output, 9, Tally())
-        take(entry([sample(1)], reasoning="想了很久"), output, 9, Tally(), keep_reasoning=True)
+        take([entry([sample(0)], reasoning="想了很久")], output, 9, Tally())
+        take([entry([sample(1)], reasoning="想了很久")], output, 9, Tally(), keep_reasoning=True)
     first, second = rows(tmp_path / "o.jsonl")
     assert "reasoning" not in first
     assert second["reasoning"] == "想了很久"
@@ -64,7 +64,7 @@ def test_what_a_killed_run_had_paid_for_is_written_once(tmp_path):
     """Killed between the journal and the output, or after a part of them; and a topic that is asked for no more."""
     entries = [entry([sample(0), sample(1)]), entry([sample(2)], topic="乙"), entry([sample(3)], topic="丙")]
     with open_output(tmp_path / "o.jsonl", print) as output:
-        take(entry([sample(0)]), output, 1, Tally())
+        take([entry([sample(0)])], output, 1, Tally())
         for expected in (2, 0):
             assert replay(iter(entries), output, ["甲", "乙"], 2, False).accepted == expected
     assert [row["topic"] for row in rows(tmp_path / "o.jsonl")] == ["甲", "甲", "乙"]
@@ -75,13 +75,17 @@ def test_new_rules_read_the_stored_answers_anew(tmp_path, monkeypatch):
     entries = [entry([sample(0), sample(1)]), entry([sample(2)], topic="乙")]
     by_hand = {"text": taking.to_record(sample(3), "丙")["text"], "note": "手写的"}
     with open_output(out, print) as output:
-        for one in entries:
-            take(one, output, 2, Tally())
+        assert take(entries, output, 2, Tally()) == [2, 1]
         output.note_row(by_hand)
         output.append([by_hand])
     before = out.read_bytes()
-    rule = taking.check_sample
-    monkeypatch.setattr(taking, "check_sample", lambda s: "output_refusal" if s["input"] == ASKS[0] else rule(s))
+    rule = taking.check_samples
+    refused = "output_refusal"
+    monkeypatch.setattr(
+        taking,
+        "check_samples",
+        lambda some: [refused if s["input"] == ASKS[0] else why for s, why in zip(some, rule(some), strict=True)],
+    )
     with open_output(out, print) as output:
         backup = revalidate(lambda: entries, output, 2, tally := Tally(), False)
     assert backup.read_bytes() == before
@@ -110,5 +114,5 @@ def test_rejected_samples_are_kept_with_their_reason(tmp_path):
 @pytest.mark.parametrize("text", ["", "没有样本", "[1, 2"])
 def test_an_answer_without_samples_is_counted_as_a_whole(tmp_path, text):
     with open_output(tmp_path / "o.jsonl", print) as output:
-        assert take(entry(text), output, 2, tally := Tally()) == 0
+        assert take([entry(text)], output, 2, tally := Tally()) == [0]
     assert sum(tally.problems.values()) == 1

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from LLM_data_gen import variety
-from LLM_data_gen.variety import NEAR_JACCARD, Questions, angles, similarity
+from LLM_data_gen import near, variety
+from LLM_data_gen.near import NEAR_JACCARD, Questions
+from LLM_data_gen.variety import angles, similarity
 from sft_data.simhash import simhash
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +61,7 @@ def made_up(rng: random.Random) -> str:
 
 def test_one_edit_is_found_among_many_wherever_the_first_one_lies(monkeypatch):
     """More questions than there is room for at first and than are compared at a time."""
-    monkeypatch.setattr(variety, "_STEP", 500)
+    monkeypatch.setattr(near, "_PAIRS", 500)
     rng = random.Random(1)
     texts = [made_up(rng) for _ in range(2600)]
     questions = Questions(texts)
@@ -82,8 +83,8 @@ def test_questions_from_one_mould_are_told_apart_as_if_each_were_looked_at():
         texts.append("".join(letters))
     questions, plain = Questions(), []
     for text in texts:
-        close = (t for t in plain if (simhash(t) ^ simhash(text)).bit_count() <= variety.NEAR_BITS)
-        sets = ((t, variety._bigrams(t), variety._bigrams(text)) for t in close)
+        close = (t for t in plain if (simhash(t) ^ simhash(text)).bit_count() <= near.NEAR_BITS)
+        sets = ((t, near.bigrams_of(t), near.bigrams_of(text)) for t in close)
         expected = next((t for t, a, b in sets if len(a & b) / len(a | b) >= NEAR_JACCARD), None)
         assert questions.twin(text) == expected
         questions.add(text)
