@@ -19,7 +19,7 @@ from sft_data.jsonl import dump_line, mend_last_line, read_records
 from sft_data.storage import write_atomically
 
 from .output import Output
-from .validation import check_samples, describe, fingerprint, read_answer, to_record
+from .validation import check_samples, describe, fingerprint, read_answer, texts_of, to_record
 
 AT_ONCE = 64  # answers; more would keep those who wait for the loop waiting for long
 
@@ -49,15 +49,14 @@ def take(
     Return how many were taken of each answer. Together they cost a third of what they cost one by one.
     """
     readings = [read_answer(entry["text"]) for entry in entries]
-    reasons = check_samples([sample for reading in readings for sample in reading.samples])
-    good = iter(reasons)
-    output.expect([s["input"] for reading in readings for s in reading.samples if next(good) is None])
-    records, taken, reasons = [], [], iter(reasons)
+    checked = check_samples([sample for reading in readings for sample in reading.samples])
+    output.expect([texts[1] for reason, texts in checked if reason is None])
+    records, taken, checked = [], [], iter(checked)
     for entry, reading in zip(entries, readings, strict=True):
         if reading.problem:
             tally.problems[reading.problem] += 1
         wanted = n - len(output.questions.get(entry["topic"], ()))
-        new = _new_records(entry["topic"], reading.samples, reasons, output, wanted, tally)
+        new = _new_records(entry["topic"], zip(reading.samples, checked), output, wanted, tally)  # noqa: B905  its part of checked
         if keep_reasoning and entry.get("reasoning"):
             new = [record | {"reasoning": entry["reasoning"]} for record in new]
         records += new
@@ -69,20 +68,21 @@ def take(
 
 
 def _new_records(
-    topic: str, samples: list[Any], reasons: Iterator[str | None], output: Output, wanted: int, tally: Tally
+    topic: str, checked: Iterable[tuple[Any, tuple[str | None, list[str]]]], output: Output, wanted: int, tally: Tally
 ) -> list[dict[str, str]]:
+    """checked: (sample, what check_samples says of it) each."""
     records = []
-    for sample, reason in zip(samples, reasons):  # noqa: B905  reasons go on with those of the next answer
+    for sample, (reason, texts) in checked:
         tally.returned += 1
         if reason is None:
-            record = to_record(sample, topic)
+            question, record = texts[1], to_record(texts, topic)
             mark = fingerprint(record["text"])
-            reason = output.repeats(mark, sample["input"]) or ("surplus" if len(records) >= wanted else None)
+            reason = output.repeats(mark, question) or ("surplus" if len(records) >= wanted else None)
         if reason:
             tally.rejected[reason] += 1
             tally.reject(topic, reason, sample)
             continue
-        output.note(topic, mark, sample["input"])
+        output.note(topic, mark, question)
         records.append(record)
     return records
 
@@ -131,8 +131,10 @@ def revalidate(
 def _marks(entry: dict[str, Any]) -> Iterator[int]:
     """Fingerprints of all samples of an answer that any rules might have made a row of."""
     for sample in read_answer(entry["text"]).samples:
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            yield fingerprint(to_record(sample, entry["topic"])["text"])
+        texts, _ = texts_of(sample)
+        with contextlib.suppress(ValueError):
+            if texts:
+                yield fingerprint(to_record(texts, entry["topic"])["text"])
 
 
 def _beside(path: Path) -> Path:

@@ -2,28 +2,38 @@
 
 read_answer(text) -> Reading             the samples in an answer and what was wrong with it, see answers.py
 check_sample(sample) -> str | None       None to accept, else the reason
-check_samples(samples) -> list           what check_sample says of each, at a third of the time
+check_samples(samples) -> list           (what check_sample says, texts) of each, at half the time
 describe(reason) -> str                  the Chinese name of a reason, or of an answer's problem
-to_record(sample, topic) -> dict         {"text": HIT ChatML, "topic": topic}
+to_record(texts, topic) -> dict          {"text": HIT ChatML, "topic": topic}
+texts_of(sample) -> (texts, reason)      its three texts, tidied, or why it has none
 fingerprint(text) -> int                 64 bits that tell equal records apart from others
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from sft_data.chatml import BEGIN, END, render_chatml
-from sft_data.quality import Gates, check_record, label, normalise_all, phrases, tidy
+from sft_data.chatml import BEGIN, END, ROLE_TO_NAME, render_chatml
+from sft_data.quality import Gates, check_record, label, normalise, normalise_all, phrases, tidy
+from sft_data.simhash import code_points
 
 from .answers import FIELDS, PROBLEMS, Reading, read_answer
 
-__all__ = ["Reading", "check_sample", "check_samples", "describe", "fingerprint", "read_answer", "to_record"]
+__all__ = [
+    "Reading",
+    "check_sample",
+    "check_samples",
+    "describe",
+    "fingerprint",
+    "read_answer",
+    "texts_of",
+    "to_record",
+]
 _GATES = Gates()  # the defaults of preparation: what is accepted here is not dropped there
 _BOUNDS = np.array([_GATES.lengths[field] for field in FIELDS]).T  # (2, 3): at least, at most
+_3400, _4DBF, _4E00, _9FFF = map(np.uint32, (0x3400, 0x4DBF, 0x4E00, 0x9FFF))
 _REASONS = {
     "not_an_object": "不是完整的 JSON 对象（坏了，或没有写完）",
     "missing_field": "缺少字段",
@@ -37,65 +47,40 @@ _REASONS = {
 
 def check_sample(sample: Any) -> str | None:
     """Return None to accept ``sample``, else the reason to reject it: its form first, then preparation's gates."""
-    values, reason = _read_form(sample)
-    return reason or _check_texts(normalise_all(values))
+    texts, reason = texts_of(sample)
+    return reason or _check_texts(texts)
 
 
-def check_samples(samples: Sequence[Any]) -> list[str | None]:
-    """What check_sample says of each. Nearly all are good: a quick look at all of them together finds those that may not be."""
-    read = [_read_form(sample) for sample in samples]
-    texts = normalise_all([value for values, _ in read for value in values])
-    reasons = [reason for _, reason in read]
-    well_formed = [i for i, reason in enumerate(reasons) if reason is None]
-    for row in _doubtful(texts):
-        reasons[well_formed[row]] = _check_texts(texts[3 * row : 3 * row + 3])
-    return reasons
+def check_samples(samples: Sequence[Any]) -> list[tuple[str | None, list[str]]]:
+    """What check_sample says of each, and its texts. Nearly all are good: a quick look at all together finds which may not be."""
+    checked = [(reason, texts) for texts, reason in map(texts_of, samples)]
+    read = [i for i, (reason, _) in enumerate(checked) if reason is None]
+    for row in _doubtful([text for i in read for text in checked[i][1]]):
+        texts = checked[read[row]][1]
+        checked[read[row]] = (_check_texts(texts), texts)
+    return checked
 
 
-def _read_form(sample: Any) -> tuple[list[str], str | None]:
-    """Return its three texts, tidied, or none and what is wrong with their form."""
+def texts_of(sample: Any) -> tuple[list[str], str | None]:
+    """Return the three texts of a sample, tidied, or none and why."""
     if not isinstance(sample, dict):
         return [], "not_an_object"
-    values = []
+    texts = []
     for field in FIELDS:
-        value = sample.get(field)
-        if not isinstance(value, str):
-            return [], "missing_field" if value is None else "wrong_type"
-        values.append(tidy(value))
-    whole = "\n".join(values)
-    if not _is_unicode(whole):
-        return [], "format_marker"
-    if "<" in whole:  # as all of these begin
-        if BEGIN in whole or END in whole:
-            return [], "format_marker"
-        if "<think>" in whole or "</think>" in whole:
-            return [], "thinking"
-    return values, None
+        text = sample.get(field)
+        if not isinstance(text, str):
+            return [], "missing_field" if text is None else "wrong_type"
+        texts.append(tidy(text))
+    return texts, None
 
 
-def _check_texts(texts: list[str]) -> str | None:
-    return check_record(list(zip(FIELDS, texts, strict=True)), _GATES)
-
-
-def _doubtful(texts: list[str]) -> list[int]:
-    """texts: three of each sample. The samples that a gate may reject: all others pass, as check_record would say."""
-    if not texts:
-        return []
-    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
-    code = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
-    chinese = (code - 0x4E00 <= 0x9FFF - 0x4E00) | (code - 0x3400 <= 0x4DBF - 0x3400)  # below wraps to far above
-    so_far = np.append(0, np.cumsum(chinese))
-    ends = np.cumsum(sizes)
-    others = sizes - (so_far[ends] - so_far[ends - sizes])
-    low, high = (np.tile(bound, len(texts) // 3) for bound in _BOUNDS)
-    bad = (sizes < low) | (sizes > high) | (1 - others / np.maximum(sizes, 1) < _GATES.min_chinese_ratio)
-    return sorted({*(np.flatnonzero(bad) // 3).tolist(), *_with_phrases([text.encode() for text in texts[2::3]])})
-
-
-def _with_phrases(outputs: list[bytes]) -> set[int]:
-    """Those in which there may be something to find for check_output. No match goes over a line's end."""
-    starts = list(accumulate((len(output) + 1 for output in outputs), initial=0))
-    return {bisect_right(starts, match.start()) - 1 for match in phrases().finditer(b"\n".join(outputs))}
+def _check_texts(texts: Sequence[str]) -> str | None:
+    whole = "\n".join(texts)
+    if BEGIN in whole or END in whole or not _is_unicode(whole):
+        return "format_marker"
+    if "<think>" in whole or "</think>" in whole:
+        return "thinking"
+    return check_record(list(zip(FIELDS, map(normalise, texts), strict=True)), _GATES)
 
 
 def _is_unicode(text: str) -> bool:
@@ -107,18 +92,41 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def _doubtful(texts: list[str]) -> list[int]:
+    """texts: three of each sample. Those samples of which _check_texts may say something: of all others it says None."""
+    if not texts:
+        return []
+    texts = normalise_all(texts)
+    sizes, code = np.fromiter(map(len, texts), np.int64, len(texts)), code_points("".join(texts))
+    ends = np.cumsum(sizes)
+    # Below a range wraps to far above it.
+    others = np.flatnonzero((code - _4E00 > _9FFF - _4E00) & (code - _3400 > _4DBF - _3400))
+    before = np.searchsorted(others, np.append(0, ends))
+    ratio = 1 - (before[1:] - before[:-1]) / np.maximum(sizes, 1)
+    low, high = (np.tile(bound, len(texts) // 3) for bound in _BOUNDS)
+    bad = np.flatnonzero((sizes < low) | (sizes > high) | (ratio < _GATES.min_chinese_ratio))
+    odd = others[(code[others] == ord("<")) | (code[others] >> 11 == 0xD800 >> 11)]  # markers begin so; half a pair
+    places = [*bad.tolist(), *np.searchsorted(ends, odd, side="right").tolist()]
+    return sorted({*(place // 3 for place in places), *_with_phrases(texts[2::3])})
+
+
+def _with_phrases(outputs: list[str]) -> set[int]:
+    """Those in which there may be something to find for check_output. No match goes over a line's end."""
+    lines, rows, at = "\n".join(outputs).encode(errors="surrogatepass"), [0], 0
+    for match in phrases().finditer(lines):
+        rows.append(rows[-1] + lines.count(b"\n", at, match.start()))
+        at = match.start()
+    return set(rows[1:])
+
+
 def describe(reason: str) -> str:
     """Return the Chinese name of a reason."""
     return _REASONS.get(reason) or PROBLEMS.get(reason) or label(reason)
 
 
-def to_record(sample: dict[str, str], topic: str) -> dict[str, str]:
+def to_record(texts: Sequence[str], topic: str) -> dict[str, str]:
     """Turn an accepted sample into an output line: 系统 = instruction, 用户 = input, 智能助手 = output."""
-    messages = [
-        {"role": "system", "content": tidy(sample["instruction"])},
-        {"role": "user", "content": tidy(sample["input"])},
-        {"role": "assistant", "content": tidy(sample["output"])},
-    ]
+    messages = [{"role": role, "content": text} for role, text in zip(ROLE_TO_NAME, texts, strict=True)]
     return {"text": render_chatml(messages), "topic": topic}
 
 

@@ -26,12 +26,15 @@ Fields = list[tuple[str, str]]  # ("instruction" | "input" | "output" | "other",
 BEGIN = "<|beginofutterance|>"
 END = "<|endofutterance|>"
 ROLE_TO_NAME = {"system": "系统", "user": "用户", "assistant": "智能助手"}
+_USUAL = list(ROLE_TO_NAME)
 NAME_TO_ROLE = {name: role for role, name in ROLE_TO_NAME.items()}
 
 
 def check_order(messages: list[dict[str, str]]) -> None:
     """Raise ValueError unless the messages are at most one system text, then user/assistant pairs."""
     roles = [message["role"] for message in messages]
+    if roles == _USUAL:
+        return
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if "system" in turns:
         raise ValueError("「系统」只能有一条，而且在最前面")
@@ -75,12 +78,13 @@ def _parse_message(piece: str, number: int) -> dict[str, str]:
     body, end, after = piece.partition(END)
     if not end:
         raise ValueError(f"第 {number} 段没有以 {END} 结束")
-    if after.strip():
+    if after and not after.isspace():
         raise ValueError(f"第 {number} 段的 {END} 之后有多余的文字：{after.strip()[:20]!r}")
     name, newline, content = body.partition("\n")
-    if name.strip() not in NAME_TO_ROLE or not newline:
+    role = NAME_TO_ROLE.get(name.strip())
+    if role is None or not newline:
         raise ValueError(f"第 {number} 段的角色是 {name.strip()[:20]!r}，应为 系统、用户、智能助手 之一，独占一行")
-    return {"role": NAME_TO_ROLE[name.strip()], "content": content.removesuffix("\n")}
+    return {"role": role, "content": content.removesuffix("\n")}
 
 
 def firefly_fields(obj: dict) -> tuple[str, str, str]:

@@ -5,6 +5,7 @@
     bigrams(bodies) -> (pairs, starts)         all their bigrams as numbers, one body after the other
     signatures(pairs, starts) -> (n,) uint64   what simhashes makes of them
     mix(x) -> (n,) uint64                      the hash of each bigram
+    code_points(text) -> (n,) uint32
 
 A body is a normalised text. A hash of a bigram is one to one: the two code points side by side, mixed.
 """
@@ -24,7 +25,7 @@ def simhash(body: str) -> int:
 
     A body of one character counts as one feature; an empty one has signature 0.
     """
-    code = _code_points(body)
+    code = code_points(body).astype(np.uint64)
     features = code[:-1] << _32 | code[1:] if len(code) > 1 else code
     ones = np.zeros(64, np.int64)
     for start in range(0, len(features), _CHUNK):
@@ -44,7 +45,8 @@ def bigrams(bodies: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
     A body has two characters at least.
     """
-    code, ends = _code_points("".join(bodies)), np.cumsum(np.fromiter(map(len, bodies), np.int64, len(bodies)))
+    code = code_points("".join(bodies)).astype(np.uint64)
+    ends = np.cumsum(np.fromiter(map(len, bodies), np.int64, len(bodies)))
     within = np.ones(max(0, len(code) - 1), bool)
     within[ends[:-1] - 1] = False  # where one body ends and the next one begins
     return (code[:-1] << _32 | code[1:])[within], np.append(0, ends[:-1] - np.arange(1, len(ends)))[: len(ends)]
@@ -72,8 +74,9 @@ def mix(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _code_points(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+def code_points(text: str) -> np.ndarray:
+    """(characters,) uint32."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 def _bits(x: np.ndarray) -> np.ndarray:

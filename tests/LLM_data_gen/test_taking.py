@@ -73,23 +73,26 @@ def test_what_a_killed_run_had_paid_for_is_written_once(tmp_path):
 def test_new_rules_read_the_stored_answers_anew(tmp_path, monkeypatch):
     out = tmp_path / "o.jsonl"
     entries = [entry([sample(0), sample(1)]), entry([sample(2)], topic="乙")]
-    by_hand = {"text": taking.to_record(sample(3), "丙")["text"], "note": "手写的"}
+    by_hand = {"text": taking.to_record(sample(3).values(), "丙")["text"], "note": "手写的"}
     with open_output(out, print) as output:
         assert take(entries, output, 2, Tally()) == [2, 1]
         output.note_row(by_hand)
         output.append([by_hand])
     before = out.read_bytes()
     rule = taking.check_samples
-    refused = "output_refusal"
-    monkeypatch.setattr(
-        taking,
-        "check_samples",
-        lambda some: [refused if s["input"] == ASKS[0] else why for s, why in zip(some, rule(some), strict=True)],
-    )
+
+    def stricter(samples):
+        return [("output_refusal" if texts[1] == ASKS[0] else reason, texts) for reason, texts in rule(samples)]
+
+    monkeypatch.setattr(taking, "check_samples", stricter)
     with open_output(out, print) as output:
         backup = revalidate(lambda: entries, output, 2, tally := Tally(), False)
     assert backup.read_bytes() == before
-    assert rows(out) == [by_hand, taking.to_record(sample(1), "甲"), taking.to_record(sample(2), "乙")]
+    assert rows(out) == [
+        by_hand,
+        taking.to_record(sample(1).values(), "甲"),
+        taking.to_record(sample(2).values(), "乙"),
+    ]
     assert (tally.accepted, tally.rejected["output_refusal"]) == (2, 1)
 
 

@@ -20,6 +20,7 @@ from sft_data.quality import (
     find_in_output,
     label,
     normalise,
+    normalise_all,
     tidy,
 )
 
@@ -29,6 +30,23 @@ def test_the_copy_for_the_gates_and_the_text_that_is_written():
     assert normalise(text) == "你好,世界! 第二行 ABC123"
     assert tidy(text) == "你好，世界！\n\n第二行　ＡＢＣ１２３"
     assert tidy("一家人👨\u200d👩\u200d👧出游\u200d了") == "一家人👨\u200d👩\u200d👧出游了"
+
+
+@given(
+    st.lists(
+        st.text(
+            alphabet=st.sampled_from(
+                "，：；！？（）字aＡ…①㎏é\u0301\u0300\u1100\u1161\u11a8각\u200b\u200d👨☀ \u3000\n\x1e\x1f␞\ud800\0"
+            ),
+            max_size=8,
+        ),
+        max_size=6,
+    )
+)
+@settings(max_examples=600, deadline=None)
+def test_together_they_become_what_they_become_one_by_one(texts):
+    """Marks that join what stands before them, a joiner at the beginning, the very character that is put between them."""
+    assert normalise_all(texts) == [normalise(text) for text in texts]
 
 
 def test_chinese_ratio_by_hand():
