@@ -2,6 +2,7 @@
 
     read_answer(text) -> Reading(samples, problem)
     samples_in(value) -> list           those that a parsed value is or holds
+    parsed_within(text) -> list | None  those of sound JSON with prose around it
 
 ``samples`` are in order and as the teacher wrote them; a piece that cannot be read as a sample is left as its text, for
 validation to count and keep. ``problem`` is None, or the worst of PROBLEMS.
@@ -46,8 +47,7 @@ def read_answer(text: str) -> Reading:
     text = text.strip("\ufeff \t\r\n\u3000")
     if not text:
         return Reading([], "blank")
-    starts = [at for bracket in "[{" if (at := text.find(bracket)) >= 0]
-    if starts and (found := _parsed(text[min(starts) : max(text.rfind("]"), text.rfind("}")) + 1])):
+    if found := parsed_within(text):
         return Reading(found, None)
     from .salvage import salvage  # after a sound answer nobody waits for its patterns
 
@@ -71,6 +71,12 @@ def _parsed(text: str) -> list[Any] | None:
     if found := samples_in(value):
         return found
     return value if isinstance(value, list) and all(isinstance(item, dict) for item in value) else None
+
+
+def parsed_within(text: str) -> list[Any] | None:
+    """The same of what stands between the first bracket and the last, with whatever around it."""
+    starts = [at for bracket in "[{" if (at := text.find(bracket)) >= 0]
+    return _parsed(text[min(starts) : max(text.rfind("]"), text.rfind("}")) + 1]) if starts else None
 
 
 def samples_in(value: Any, depth: int = 4) -> list[Any]:

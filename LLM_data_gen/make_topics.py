@@ -9,7 +9,8 @@ is missing. OUT is written at the end, in one piece; with --web-search also OUT-
 
 import argparse
 import asyncio
-import re
+import contextlib
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
             run = Run(args, teacher, journal)
             try:
                 topics = asyncio.run(run.make(own, entries))
+            except asyncio.CancelledError:
+                raise KeyboardInterrupt from None
             finally:
                 say(f"本次请求得到 {run.answers} 个回答，输入 {run.tokens_in}、输出 {run.tokens_out} token。")
         return finish(args, topics, sources, run.failed)
@@ -127,6 +130,7 @@ class Run:
         self.args, self.teacher, self.journal = args, teacher, journal
         self.answers = self.tokens_in = self.tokens_out = self.searches = 0
         self.failed: list[str] = []
+        self.interrupted = False
 
     async def make(self, categories: list[str], entries: list[dict[str, Any]]) -> Any:
         """Return the Topics, as many as could be had."""
@@ -137,6 +141,7 @@ class Run:
         temperature = TEMPERATURE if args.temperature is None else args.temperature
         settings = Settings(temperature=temperature, max_concurrency=args.max_concurrency, timeout_s=TIMEOUT_S)
         async with Client(self.teacher, settings, say) as self.client:
+            self.heed_signals()
             categories = categories or await self.categories([entry for entry in entries if not entry["topic"]])
             topics = Topics(args.subject, args.n, categories)
             known = [entry for entry in entries if entry["topic"] in topics.kept]
@@ -172,8 +177,27 @@ class Run:
             if len(names) >= FEWEST_CATEGORIES:
                 say(f"类别：{'、'.join(names)}")
                 return names
-        why = f"（{self.failed[-1]}）" if self.failed else ""
-        raise UserError(f"教师模型 {CATEGORY_TRIES} 次都没有分出类别{why}；请用 --categories 自己给出。")
+        said = f"最后一次的回答：{' '.join(entry['text'].split())[:60] or '空白'}" if entry else self.failed[-1]
+        raise UserError(f"教师模型 {CATEGORY_TRIES} 次都没有分出类别（{said}）；请用 --categories 自己给出。")
+
+    def heed_signals(self) -> None:
+        """The first Ctrl-C (or SIGTERM) asks nothing more and waits for what is paid for; the second leaves at once."""
+        from LLM_data_gen.client import GRACE_S
+
+        loop, gate, making = asyncio.get_running_loop(), self.client.gate, asyncio.current_task()
+
+        def interrupt() -> None:
+            again, self.interrupted = self.interrupted, True
+            gate.stop()
+            if again or not gate.in_flight:
+                making.cancel()
+                return
+            say(f"\n收到中断：不再发新请求，等在途的 {gate.in_flight} 个回答（已付费）；再按一次立即退出。")
+            loop.call_later(GRACE_S, interrupt)
+
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; or not in the main thread
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, interrupt)
 
     async def together(self, requests: list[Any]) -> list[dict[str, Any]]:
         """Return the answers that came, in the order of ``requests``. An error that stops the run lets others finish."""
@@ -181,6 +205,8 @@ class Run:
 
         tasks = [asyncio.create_task(request) for request in requests]
         await finish(tasks, self.client.gate)
+        if self.interrupted:
+            raise asyncio.CancelledError
         return [entry for task in tasks if (entry := task.result())]
 
     async def ask(self, category: str, n: int, messages: list[dict[str, str]], number: int) -> dict[str, Any] | None:
@@ -219,20 +245,24 @@ class Run:
         return entry
 
     async def search(self, messages: list[dict[str, str]]) -> tuple[Any, list[dict[str, Any]], bool]:
-        from LLM_data_gen.topic_answers import read_response, search_body
+        from LLM_data_gen.client import TriesUsedUp
+        from LLM_data_gen.topic_answers import failure_in, has_no_search, read_response, search_body
 
         try:
             data = await self.client.call("/responses", search_body(self.teacher, messages, self.args.temperature))
         except UserError as error:
-            if not (status := re.search(r"HTTP (400|404|405|422)\b", str(error))):
+            if not (status := has_no_search(str(error))):
                 raise
             said = str(error).partition("服务的原话：")[2]
             raise UserError(
-                f"{self.teacher.base_url} 没有可用的搜索工具（POST /responses 得到 HTTP {status[1]}）：请去掉 --web-search，"
+                f"{self.teacher.base_url} 没有可用的搜索工具（POST /responses 得到 HTTP {status}）：请去掉 --web-search，"
                 "或用 --base-url 和 --model 换一个有它的服务，例如 https://api.openai.com/v1、"
                 "https://dashscope.aliyuncs.com/compatible-mode/v1、https://ark.cn-beijing.volces.com/api/v3。"
                 + (f"服务的原话：{said}" if said else "")
             ) from None
+        if said := failure_in(data):
+            said = said.replace(self.teacher.api_key or "\0", "***")
+            raise TriesUsedUp(f"服务答复出错（{' '.join(said.split())[:200]}）")
         return read_response(data)
 
 

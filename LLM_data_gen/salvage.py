@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from .answers import FIELDS, NAMES, PROBLEMS, samples_in
+from .answers import FIELDS, NAMES, PROBLEMS, parsed_within, samples_in
 
 _QUOTES = "\"＂“”'‘’"
 _CLOSERS = {'"': '"”', "＂": '＂"', "'": "'’", "‘": "‘’'", "’": "‘’'"}  # what may close a string; others: “”"
@@ -40,6 +40,8 @@ _ARRAY_ENDS = re.compile(rf"[}}｝{_QUOTES}]\s*(?:[,，]\s*)?[\]］]")
 _BEGUN = re.compile(
     rf"(?<=[}}｝])\s*(?:[,，]\s*)?[{{｛]\s*(?:[{_QUOTES}]\w*[{_QUOTES}]?\s*)?\Z"
 )  # by a sample cut at once
+# JSON has no comments. One that stood within a string takes its closing quote along, so that the rest is no JSON either.
+_COMMENTS = re.compile(r'(?<=[\[{}\],"])(?:\s*(?:(?://|#)[^\n]*(?=\n)|/\*.{0,200}?\*/))+', re.DOTALL)
 _ESCAPES = re.compile(r"\\(?:u[0-9a-fA-F]{4}|[\"\\/bfnrt'])|\\|\"")
 _CJK = re.compile("[\u3400-\u9fff]")
 _BLANKS = re.compile(r"\s{1000,}")  # what a model that has lost its way writes on and on
@@ -55,6 +57,9 @@ class _Key(NamedTuple):
 
 def salvage(text: str) -> tuple[list[Any], str | None]:
     """Return the samples in a text that is not JSON as a whole, and the worst problem among them."""
+    bare, comments = _COMMENTS.subn("", text)
+    if comments and (found := parsed_within(bare)):
+        return found, "repaired"
     text = _BEGUN.sub("", _BLANKS.sub("\n", text))
     groups = _groups(_keys(text))
     named = {group[0].start for group in groups if any(key.name for key in group)}

@@ -3,6 +3,7 @@
 read_items(text, cut) -> list[Item]                JSON or lines, fenced, with prose around; [] when there is nothing
 search_body(teacher, messages, temperature)        POST /responses with the service's search tool
 read_response(data) -> (Answer, pages, searched)   what such a request returns
+failure_in(data); has_no_search(refusal)           what it says when it fails
 sources_of(item, place, starts, pages)             the pages of one topic
 """
 
@@ -12,6 +13,7 @@ from bisect import bisect_right
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from .cost import usage_of
 from .settings import Teacher
 from .wire import Answer
 
@@ -134,30 +136,45 @@ def search_body(teacher: Teacher, messages: list[dict[str, str]], temperature: f
 def read_response(data: dict[str, Any]) -> tuple[Answer, list[dict[str, Any]], bool]:
     """Return (answer, pages it rests on, whether a search was made). A page: title, url, and ``at``, its place in the text."""
     texts, pages, searched, length = [], [], False, 0
-    output = data.get("output")
-    for item in filter(lambda item: isinstance(item, dict), output if isinstance(output, list) else ()):
+    for item in _objects(data.get("output")):
         searched = searched or "search" in str(item.get("type"))
-        action = item.get("action") if isinstance(item.get("action"), dict) else {}
-        pages += [_page(source) for source in [*(action.get("sources") or []), action]]
-        for part in item.get("content") or [] if item.get("type") == "message" else []:
-            pages += [_page(note, length) for note in part.get("annotations") or []]
-            texts.append(part.get("text") or "")
+        for action in _objects([item.get("action")]):
+            pages += [_page(source) for source in [*_objects(action.get("sources")), action]]
+        for part in _objects(item.get("content")) if item.get("type") == "message" else ():
+            pages += [_page(note, length) for note in _objects(part.get("annotations"))]
+            texts.append(str(part.get("text") or ""))
             length += len(texts[-1])
-    counts = data.get("usage") or {}
-    cached = (counts.get("input_tokens_details") or {}).get("cached_tokens")
-    numbers = {
-        "prompt_tokens": counts.get("input_tokens"),
-        "cached_tokens": cached,
-        "completion_tokens": counts.get("output_tokens"),
-    }
-    cut = (data.get("incomplete_details") or {}).get("reason") == "max_output_tokens"
-    usage = {name: number if isinstance(number, int) else 0 for name, number in numbers.items()}
+    cut = any(why.get("reason") == "max_output_tokens" for why in _objects([data.get("incomplete_details")]))
     pages = [page for page in pages if page]
-    return Answer("".join(texts), "length" if cut else "stop", usage=usage), pages, searched or bool(pages)
+    answer = Answer("".join(texts), "length" if cut else "stop", usage=usage_of(data.get("usage")))
+    return answer, pages, searched or bool(pages)
 
 
-def _page(source: Any, shift: int = 0) -> dict[str, Any] | None:
-    if not isinstance(source, dict) or not str(source.get("url")).startswith(("http://", "https://")):
+def failure_in(data: dict[str, Any]) -> str:
+    """What a reply with status 200 complains of, in its own words; "" when it is an answer."""
+    error, status = data.get("error"), data.get("status")
+    if not error and status not in ("failed", "cancelled"):
+        return ""
+    said = error.get("message") if isinstance(error, dict) else error
+    return str(said or error or status)
+
+
+def has_no_search(refusal: str) -> str | None:
+    """Return the status when ``refusal``, of POST /responses, says that there is no such address or no such tool."""
+    status = re.search(r"HTTP (400|404|405|422)\b", refusal)
+    said = refusal.partition("服务的原话：")[2]
+    about_it = status and (
+        status[1] in ("404", "405") or re.search("search|tool|response|联网|工具", said, re.IGNORECASE)
+    )
+    return status[1] if about_it else None
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _page(source: dict[str, Any], shift: int = 0) -> dict[str, Any] | None:
+    if not str(source.get("url")).startswith(("http://", "https://")):
         return None
     page = {"title": str(source.get("title") or ""), "url": _plain(source["url"])}
     at = source.get("start_index")

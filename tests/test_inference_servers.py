@@ -1,5 +1,6 @@
 """vLLM's and SGLang's scripts without the engines: commands, the client, and a real child process as the server."""
 
+import ast
 import importlib.metadata
 import importlib.util
 import json
@@ -8,12 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 import inference_with_SGLang
+import inference_with_transformers
 import inference_with_vLLM
 from Firefly.component import serving
 from Firefly.component.errors import UserError
@@ -27,6 +30,7 @@ class Echo(BaseHTTPRequestHandler):
     """An OpenAI-compatible server in the small: streams the last message back, character by character."""
 
     seen: list[dict] = []
+    stopped = threading.Event()
     owner = "vllm"
     protocol_version = "HTTP/1.1"
 
@@ -42,6 +46,8 @@ class Echo(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self):
+        if self.path.startswith("/page"):
+            return self._json(200, ["no model"])
         cards = [{"id": "m", "parent": None}, {"id": "style", "parent": "m"}]
         data = [card | {"object": "model", "created": 0, "owned_by": self.owner} for card in cards]
         self._json(200, {"object": "list", "data": data})
@@ -56,6 +62,12 @@ class Echo(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
+        if text == "乱":
+            self.wfile.write(b"data: {no json\n\n")
+        if text == "错":
+            self.wfile.write(b'data: {"error": {"message": "out of memory"}}\n\n')
+        while text == "慢" and not self.stopped.wait(0.2):
+            self.wfile.write(b": still at it\n\n")
         for piece in text:
             self._event({"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]})
         if text != "断":
@@ -75,6 +87,7 @@ class Echo(BaseHTTPRequestHandler):
 def server():
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     Echo.seen = []
+    Echo.stopped.clear()
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{httpd.server_port}"
     httpd.shutdown()
@@ -131,6 +144,8 @@ def test_rows_choose_adapters_by_the_name_that_the_server_answers_to(server, tmp
         (["--model", "nope", "--prompt", "a"], "没有这个模型，有的是：m、style"),
         (["--prompt", "坏"], "HTTP 400：too long"),
         (["--prompt", "断"], "中途断开"),
+        (["--prompt", "错"], "服务端没有答完（out of memory）"),
+        (["--prompt", "乱"], "不是 OpenAI 兼容服务"),
         (["--prompt", "a", "--adapter", "x"], "--adapter 由服务端决定"),
     ],
 )
@@ -139,10 +154,59 @@ def test_what_a_server_refuses_is_one_sentence(server, capsys, flags, says):
     assert says in capsys.readouterr().err
 
 
+def test_an_address_that_is_no_such_server_is_said(server, capsys):
+    """A chat page, a login page: 200, and something else."""
+    assert inference_with_vLLM.main(["--client", f"{server}/page", "--prompt", "a"]) == 2
+    assert f"{server}/page/v1：这个地址回答的不是 OpenAI 兼容服务的格式" in capsys.readouterr().err
+
+
+def test_ctrl_c_does_not_wait_for_the_answers_under_way(server, tmp_path):
+    """Nor does an error in one of them: the rest may take minutes."""
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"prompt": "慢"}\n' * 3)
+    command = [sys.executable, str(ROOT / "inference_with_vLLM.py"), "--client", server, "--input", str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 20
+        while len(Echo.seen) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=10)
+        path.write_text('{"prompt": "慢"}\n{"prompt": "坏"}\n')
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    finally:
+        process.kill()
+        Echo.stopped.set()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert done.returncode == 2
+    assert "HTTP 400：too long" in done.stderr
+
+
 def test_no_server_there_is_said(capsys):
     url = f"http://127.0.0.1:{serving.free_port('127.0.0.1', 0)}/v1"
     assert inference_with_SGLang.main(["--client", url, "--prompt", "a"]) == 2
     assert "连不上服务" in capsys.readouterr().err
+
+
+def flags_of(script) -> dict[str, tuple]:
+    """Every flag with what it means; --batch-size and where a server listens differ by engine."""
+    actions = {action.option_strings[0]: action for action in script.build_parser()._actions if action.option_strings}
+    for engine in ("--batch-size", "--port", "--host"):
+        actions.pop(engine)
+    return {flag: (a.dest, a.default, a.nargs, a.type, a.choices, a.help) for flag, a in actions.items()}
+
+
+def test_the_scripts_are_alike_word_for_word():
+    """The same flags with the same meaning; and where two scripts do the same, they say it with the same words."""
+    ours, vllm, sglang = map(flags_of, (inference_with_transformers, *SCRIPTS))
+    assert vllm == sglang
+    assert ours.items() <= vllm.items()
+    trees = [ast.parse(Path(script.__file__).read_text()) for script in (inference_with_transformers, *SCRIPTS)]
+    mains = [next(ast.unparse(n) for n in tree.body if getattr(n, "name", "") == "main") for tree in trees]
+    serve = "    if args.serve:\n        check_server_flags(args)\n        return serve(args)\n"
+    assert mains[1] == mains[2]
+    assert mains[0] == mains[1].replace(serve, "")
 
 
 @pytest.fixture

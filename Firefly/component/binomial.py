@@ -1,8 +1,9 @@
 """Which of two models is ahead on the same questions: the exact sign test, its interval, and a sentence that claims no more.
 
-Only questions on which the two differ say anything. Under "neither is better" each of them is a fair coin, so the
-interval is the exact one of Clopper and Pearson for the share of wins among them. Test and interval come from the same
-binomial tails and always agree: the interval excludes 0 exactly when p < alpha.
+Who is ahead is said by the questions on which the two differ alone. Under "neither is better" each of them is a fair
+coin, and the share of wins among them has the exact interval of Clopper and Pearson. By how much also depends on how
+many questions differ, which has such an interval too: the bounds of the difference are the worst of both. Test and
+interval come from the same binomial tails and always agree: the interval excludes 0 exactly when p < alpha.
 """
 
 import math
@@ -33,16 +34,15 @@ class Comparison:
 
 def compare(wins: int, losses: int, total: int, alpha: float = 0.05) -> Comparison:
     """Compare by wins and losses over ``total`` questions; the rest are ties. Divide ``alpha`` by the number of comparisons."""
-    decisive = wins + losses
-    low, high = share_interval(wins, decisive, alpha)
-    scale = decisive / total if total else 0.0
+    low, high = (2 * share - 1 for share in share_interval(wins, wins + losses, alpha))
+    least, most = share_interval(wins + losses, total, alpha)
     return Comparison(
         wins=wins,
-        ties=total - decisive,
+        ties=total - wins - losses,
         losses=losses,
         net=(wins - losses) / total if total else 0.0,
-        low=(2 * low - 1) * scale,
-        high=(2 * high - 1) * scale,
+        low=low * (least if low > 0 else most),
+        high=high * (most if high > 0 else least),
         p_value=sign_test(wins, losses),
         alpha=alpha,
     )

@@ -3,10 +3,13 @@
 The server holds the chat template, the stop tokens and the sampling defaults; only flags that were given are sent.
 """
 
+import contextlib
 import os
+import threading
 from argparse import Namespace
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from queue import SimpleQueue
 from typing import Any
 
 from .errors import UserError
@@ -14,8 +17,11 @@ from .inference import DEFAULT_MAX_NEW_TOKENS, Completion, Engine, Request
 from .rows import BASE
 
 
-def connect(args: Namespace) -> Engine:
-    """Return an Engine that asks the server at ``args.client``; ``--batch-size`` questions are under way at a time."""
+def find_models(args: Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return how openai's clients reach the server at ``args.client``, and its models as model_names gives them.
+
+    Raises UserError when there is no such server, or when the flags say what only the server can decide.
+    """
     import openai
 
     if not args.client.startswith(("http://", "https://")):
@@ -23,42 +29,74 @@ def connect(args: Namespace) -> Engine:
     if args.load_in_4bit or args.adapter:
         flag = "--load-in-4bit" if args.load_in_4bit else "--adapter"
         raise UserError(f"{flag} 由服务端决定，请在 --serve 时给出；客户端用 --model 名字选择模型或适配器。")
-    url = args.client.rstrip("/")
-    url = url if url.endswith("/v1") else url + "/v1"
-    client = openai.OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY") or "EMPTY", timeout=600)
-    try:
+    url = args.client.rstrip("/").removesuffix("/v1") + "/v1"
+    access = {"base_url": url, "api_key": os.environ.get("OPENAI_API_KEY") or "EMPTY", "timeout": 600}
+    with openai.OpenAI(**access) as client, said_plainly(url):
         names = model_names(client)
-    except openai.OpenAIError as error:
-        raise as_user_error(url, error) from error
     if not names:
         raise UserError(f"{url}：服务端没有模型，请检查服务是否已就绪。")
-    default = _name_on_server(names, args.model, "--model")
-    default = _name_on_server(names, getattr(args, "use_adapter", None), "--use-adapter", default)
+    return access, names
+
+
+def connect(args: Namespace) -> Engine:
+    """Return an Engine that asks the server at ``args.client``; ``--batch-size`` questions are under way at a time."""
+    import openai
+
+    access, names = find_models(args)
+    client = openai.OpenAI(**access)
+    default = name_on_server(names, args.model, "--model")
+    default = name_on_server(names, getattr(args, "use_adapter", None), "--use-adapter", default)
 
     def name_of(request: Request) -> str:
-        return _name_on_server(names, request.fields.get("adapter"), f"{request.where}：adapter 字段", default)
+        return name_on_server(names, request.fields.get("adapter"), f"{request.where}：adapter 字段", default)
 
     def check(requests: Iterable[Request]) -> None:
         for request in requests:
             name_of(request)
 
     def ask(request: Request, emit: Callable[[str], None] = lambda piece: None) -> Completion:
-        try:
+        with said_plainly(request.where):
             return _read_stream(client, request_body(args, names[name_of(request)], request), emit)
-        except openai.OpenAIError as error:
-            raise as_user_error(request.where, error) from error
 
-    def generate(requests: list[Request]) -> Iterator[tuple[Request, Completion]]:
-        pool = ThreadPoolExecutor(args.batch_size)
-        try:
-            asked = {pool.submit(ask, request): request for request in requests}
-            for future in as_completed(asked):
-                yield asked[future], future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    fingerprint = {"server": access["base_url"], **request_body(args, names[default], None)}
+    return Engine(
+        generate=lambda requests: in_threads(ask, requests, args.batch_size),
+        stream=ask,
+        window=16 * args.batch_size,
+        check=check,
+        fingerprint=fingerprint,
+    )
 
-    fingerprint = {"server": url, **request_body(args, names[default], None)}
-    return Engine(generate, ask, window=16 * args.batch_size, check=check, fingerprint=fingerprint)
+
+def in_threads(
+    ask: Callable[[Request], Completion], requests: list[Request], threads: int
+) -> Iterator[tuple[Request, Completion]]:
+    """Ask ``threads`` at a time and yield the answers as they come; an error of one ends it all.
+
+    The threads are daemons, which a ThreadPoolExecutor's are not: after Ctrl-C or an error the program ends at once,
+    not when the answers under way are whole.
+    """
+    todo, answered = deque(requests), SimpleQueue()
+
+    def work() -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                request = todo.popleft()
+                try:
+                    answered.put((request, ask(request)))
+                except Exception as error:
+                    answered.put((request, error))
+
+    for _ in range(min(threads, len(requests))):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for _ in requests:
+            request, answer = answered.get()
+            if isinstance(answer, Exception):
+                raise answer
+            yield request, answer
+    finally:
+        todo.clear()
 
 
 def model_names(client: Any) -> dict[str, str]:
@@ -74,7 +112,7 @@ def model_names(client: Any) -> dict[str, str]:
     }
 
 
-def _name_on_server(names: dict[str, str], wanted: Any, where: str, default: str | None = None) -> str:
+def name_on_server(names: dict[str, str], wanted: Any, where: str, default: str | None = None) -> str:
     """Return the model that ``wanted`` names; without one the default, the first; "base" is the first too."""
     if wanted is None:
         return default or next(iter(names))
@@ -102,7 +140,7 @@ def _read_stream(client: Any, body: dict[str, Any], emit: Callable[[str], None])
     for chunk in client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **body):
         usage = chunk.usage or usage
         for choice in chunk.choices:
-            if choice.delta.content:
+            if choice.delta and choice.delta.content:
                 pieces.append(choice.delta.content)
                 emit(choice.delta.content)
             finish = choice.finish_reason or finish
@@ -112,12 +150,29 @@ def _read_stream(client: Any, body: dict[str, Any], emit: Callable[[str], None])
     return Completion("".join(pieces), finish, *counts)
 
 
+@contextlib.contextmanager
+def said_plainly(where: str) -> Iterator[None]:
+    """Turn what goes wrong with a server at ``where`` into a UserError."""
+    import openai
+
+    try:
+        yield
+    except openai.OpenAIError as error:
+        raise as_user_error(where, error) from error
+    except (AttributeError, TypeError, ValueError) as error:  # the package trips over a page, or JSON of another kind
+        raise UserError(f"{where}：这个地址回答的不是 OpenAI 兼容服务的格式，请检查 --client 的地址。") from error
+
+
 def as_user_error(where: str, error: Exception) -> UserError:
-    status = getattr(error, "status_code", None)
-    if status is None:
+    import openai
+
+    if isinstance(error, openai.APIConnectionError):
         return UserError(f"{where}：连不上服务或中途断开（{error}），请先用 --serve 启动，并检查地址和端口。")
+    status = getattr(error, "status_code", None)
     if status in (401, 403):
         return UserError(f"{where}：服务端要求密钥（HTTP {status}），请设置环境变量 OPENAI_API_KEY。")
     body = getattr(error, "body", None)
-    message = body.get("message") if isinstance(body, dict) else None
-    return UserError(f"{where}：服务端拒绝了这一条（HTTP {status}：{str(message or error)[:300]}），请按提示修改。")
+    message = str((body.get("message") if isinstance(body, dict) else None) or error)[:300]
+    if status is None:  # said in the middle of a stream
+        return UserError(f"{where}：服务端没有答完（{message}），请检查服务端的日志，然后用同一条命令继续。")
+    return UserError(f"{where}：服务端拒绝了这一条（HTTP {status}：{message}），请按提示修改。")

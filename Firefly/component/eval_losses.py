@@ -1,6 +1,7 @@
 """Held-out losses of several models on the same records: figures per source, and paired differences, with intervals."""
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +25,14 @@ class Losses:
     tokens: np.ndarray
 
 
-def loss_report(held: HeldOut, sums: list[list[float]], seed: int) -> dict:
-    """What is reported of one set of records. sums: for each model, the summed loss of each record."""
+def loss_report(held: HeldOut, sums: list[list[float]], seed: int, leaked: Collection[str] = ()) -> dict:
+    """What is reported of one set of records.
+
+    Args:
+        sums: for each model, the summed loss of each record.
+        leaked: where the records stand that leaked and count all the same. The differences without them come along,
+            and where none is left, none is a gain.
+    """
     counts = [[sum(x != -100 for x in labels[1:]) for _, labels in pairs] for pairs in held.encoded.values()]
     for name, values in zip(held.encoded, sums, strict=True):
         if bad := [held.records[i].where for i, value in enumerate(values) if not math.isfinite(value)]:
@@ -35,7 +42,8 @@ def loss_report(held: HeldOut, sums: list[list[float]], seed: int) -> dict:
     names, sources = list(held.encoded), [record.source for record in held.records]
     losses = Losses(names, sources, held.groups, np.array(sums, float).T, np.array(counts, float).T)
     models, differences = analyse(losses, seed)
-    return {
+    clean = [i for i, record in enumerate(held.records) if record.where not in leaked]
+    report = {
         "read": held.read,
         "evaluated": len(held.records),
         "dropped": held.dropped,
@@ -44,20 +52,29 @@ def loss_report(held: HeldOut, sums: list[list[float]], seed: int) -> dict:
         "models": models,
         "differences": differences,
     }
+    if len(clean) < len(sources):
+        report["without_leaked"] = {"records": len(clean), "differences": analyse(losses, seed, clean)[1]}
+        unseen = {losses.sources[i] for i in clean} | ({None} if clean else set())
+        for row in differences:
+            if row["verdict"] == "better" and row["source"] not in unseen:
+                row["verdict"] = "leaked"
+    return report
 
 
-def analyse(losses: Losses, seed: int) -> tuple[dict[str, dict], list[dict]]:
+def analyse(losses: Losses, seed: int, only: Sequence[int] | None = None) -> tuple[dict[str, dict], list[dict]]:
     """Return each model's figures, over all and ``by_source``, and the differences of the pairs, over all and by source.
 
-    Records are what is resampled: the tokens of one answer hang together.
+    Records are what is resampled: the tokens of one answer hang together. ``only``: of these records.
     """
-    sources = np.array(losses.sources)
-    models, differences = _analyse_rows(losses, np.arange(len(sources)), None, seed)
-    found = sorted(set(losses.sources))
+    rows = range(len(losses.sources)) if only is None else only
+    if not rows:
+        return {}, []
+    models, differences = _analyse_rows(losses, rows, None, seed)
+    found = sorted({losses.sources[i] for i in rows})
     for result in models.values():
         result["by_source"] = {}
     for source in found:
-        parts, more = _analyse_rows(losses, np.flatnonzero(sources == source), source, seed)
+        parts, more = _analyse_rows(losses, [i for i in rows if losses.sources[i] == source], source, seed)
         for name, part in parts.items():
             models[name]["by_source"][source] = part
         if len(found) > 1:
@@ -66,10 +83,10 @@ def analyse(losses: Losses, seed: int) -> tuple[dict[str, dict], list[dict]]:
 
 
 def _analyse_rows(
-    losses: Losses, rows: np.ndarray, source: str | None, seed: int
+    losses: Losses, rows: Sequence[int], source: str | None, seed: int
 ) -> tuple[dict[str, dict], list[dict]]:
     width, count = len(losses.names), len(rows)
-    sums, tokens = losses.sums[rows], losses.tokens[rows]
+    sums, tokens = losses.sums[list(rows)], losses.tokens[list(rows)]
     totals = bootstrap.resample(np.hstack([sums, tokens]), seed)
     draws = totals[:, :width] / totals[:, width:]  # (resamples, models)
     models = {}

@@ -1,11 +1,22 @@
-"""Measure one model: its loss on each held-out record, and its own answers to their questions."""
+"""Measure one model: its loss on each held-out record, and its own answers to their questions.
+
+What was measured is kept as it comes, ``losses/NAME.json`` and ``answers/NAME.jsonl``, and used again when nothing that
+it rests on has changed. The answers are rows as inference_with_*.py writes them, so judge.py reads them.
+"""
 
 import argparse
+import functools
+import hashlib
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .eval_records import Encoded, Record, requests_of
+from .inference import Completion, Engine, Request
+from .script_io import write_text
 
 
 def open_model(path: str, args: argparse.Namespace) -> Any:
@@ -19,10 +30,29 @@ def open_model(path: str, args: argparse.Namespace) -> Any:
     return open_session(wanted)
 
 
+def weights_of(session: Any) -> str:
+    """Names a model's weights and its adapters' without reading them: their files' paths, sizes and times."""
+    folders = [session.model_dir, *session.adapters.values()]
+    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".safetensors", ".bin")]
+    known = "".join(f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in files)
+    return hashlib.sha256(known.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One model under measurement. ``load`` gives its weights, once; ``settings`` are what its figures rest on."""
+
+    name: str
+    session: Any
+    load: Callable[[], Any]
+    settings: dict
+    batch_size: int
+
+
 def measure_model(
-    name: str, session: Any, encoded: list[Encoded], asked: list[Record], args: argparse.Namespace
+    name: str, session: Any, encoded: list[Encoded], asked: list[Record], args: argparse.Namespace, kept: Path
 ) -> tuple[list[list[float]], list[dict]]:
-    """Load one model, measure it, and let it go.
+    """Measure one model, loading it only for what ``kept`` does not hold, and let it go.
 
     Args:
         encoded: of each set of records whose losses are wanted.
@@ -31,39 +61,76 @@ def measure_model(
     Returns:
         The summed losses of each set's records, and the answers.
     """
-    from .generate import load_model
+
+    @functools.cache
+    def load() -> Any:
+        from .generate import load_model
+        from .session import choose_device
+
+        return load_model(session, *choose_device(args))
+
+    settings = {"weights": weights_of(session), "device": args.device, "dtype": args.dtype}
+    model = _Model(name, session, load, settings, args.batch_size)
+    sums = measure_losses(model, encoded, kept / "losses" / f"{name}.json")
+    return sums, answer_questions(model, asked, kept / "answers" / f"{name}.jsonl", args) if asked else []
+
+
+def measure_losses(model: _Model, encoded: list[Encoded], path: Path) -> list[list[float]]:
+    """Return the summed loss of each record of each set, from ``path`` when it holds those of the same tokens."""
+    digests = [hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:32] for pairs in encoded]
+    fixed = model.settings | {"records": digests}
+    if path.exists():
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["settings"] == fixed:
+            print(f"{model.name}：用已有的损失 {path}。", file=sys.stderr)
+            return value["sums"]
     from .heldout import record_losses
-    from .session import choose_device
 
-    model = load_model(session, *choose_device(args))
-    pad_id = session.tokenizer.pad_token_id or 0
-    sums = [record_losses(model, pairs, args.batch_size, pad_id, name) for pairs in encoded]
-    return sums, generate_answers(model, session, asked, args.batch_size) if asked else []
+    pad_id = model.session.tokenizer.pad_token_id or 0
+    sums = [record_losses(model.load(), pairs, model.batch_size, pad_id, model.name) for pairs in encoded]
+    write_text(path, json.dumps({"settings": fixed, "sums": sums}) + "\n")
+    return sums
 
 
-def generate_answers(model: Any, session: Any, records: list[Record], batch_size: int) -> list[dict]:
-    """Answer each record's last question greedily; return the answers beside what they are measured by."""
-    from tqdm import tqdm
+def answer_questions(model: _Model, records: list[Record], path: Path, args: argparse.Namespace) -> list[dict]:
+    """Answer each record's last question greedily; return the answers beside what they are measured by.
 
+    A prompt that is too long for the model is shortened, with a notice, as inference does.
+    """
     from .generate import generate_window
+    from .results import answer_all
+    from .rows import plan_rows
 
-    requests = requests_of(records)
+    rows = plan_rows(model.session, args)
 
-    def answers() -> Iterator:
-        for start in range(0, len(requests), 8 * batch_size):
-            yield from generate_window(model, session, requests[start : start + 8 * batch_size], batch_size)
+    def generate(requests: list[Request]) -> Iterator[tuple[Request, Completion]]:
+        yield from generate_window(model.load(), model.session, list(map(rows.fit, requests)), model.batch_size)
 
-    bar = tqdm(answers(), total=len(requests), desc="生成", unit="条", disable=None, file=sys.stderr)
-    done = {request.index: completion for request, completion in bar}
+    requests, fixed = requests_of(records), rows.fingerprint | model.settings
+    engine = Engine(generate, None, 8 * model.batch_size, rows.check, fixed)
+    print(f"{model.name}：生成 {len(records)} 条回答", file=sys.stderr)
+    answer_all(engine, requests, str(path), overwrite=not _same_questions(path, requests, fixed))
     return [
         {
             "where": record.where,
             "source": record.source,
-            "question": requests[i].messages[-1]["content"],
+            "question": record.question()[-1]["content"],
             "reference": record.reference(),
-            "response": done[i].text,
-            "finish_reason": done[i].finish_reason,
-            "completion_tokens": done[i].completion_tokens,
+            **{key: row[key] for key in ("response", "finish_reason", "completion_tokens")},
         }
-        for i, record in enumerate(records)
+        for record, row in zip(records, map(json.loads, path.read_bytes().splitlines()), strict=True)
     ]
+
+
+def _same_questions(path: Path, requests: list[Request], fixed: dict) -> bool:
+    """Whether the answers at ``path`` are this model's to the same questions, so that the rest can be added."""
+    try:
+        made_with = json.loads(Path(f"{path}.meta.json").read_text(encoding="utf-8"))
+        rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    except (FileNotFoundError, ValueError):
+        return False
+    asked = [request.fields for request in requests]
+    return (
+        made_with == fixed
+        and [{key: row.get(key) for key in ("source", "messages")} for row in rows] == asked[: len(rows)]
+    )

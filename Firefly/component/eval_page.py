@@ -3,7 +3,7 @@
 from html import escape
 
 from . import eval_text
-from .eval_plots import Row, page, plot, table
+from .eval_plots import Row, plot, table
 from .eval_text import FORGETTING_TAGS, NAMES, TAGS, interval_of, with_interval
 from .leakage import KINDS
 
@@ -12,10 +12,9 @@ MAX_LEAKS = 100
 _KINDS = 6  # colours of models
 
 
-def report_page(report: dict) -> str:
-    """The whole page for a report as of evaluation.json; the same report gives the same bytes."""
-    models = list(report["models"])
-    sections = [
+def report_sections(report: dict) -> list[tuple[str, str, str]]:
+    """The page's sections for a report as of evaluation.json; the same report gives the same bytes."""
+    return [
         ("verdicts", "结论", _verdicts(report)),
         ("losses", "留出损失", _losses(report)),
         ("differences", "损失的差", _differences(report["differences"], "全部", TAGS)),
@@ -25,7 +24,6 @@ def report_page(report: dict) -> str:
         ("leakage", "与训练数据的重合", _leakage(report.get("leakage"))),
         ("method", "怎样算的", _method(report)),
     ]
-    return page(f"评估：{'、'.join(models)}", sections)
 
 
 def _kind(report: dict, name: str) -> str:
@@ -37,7 +35,10 @@ def _verdicts(report: dict) -> str:
     forgetting = [d for d in report.get("general", {}).get("differences", []) if d["source"] is None]
     found = [(d, TAGS, "留出" + NAMES["loss"]) for d in report["differences"] if d["source"] is None]
     found += [(d, TAGS, f"留出损失：{d['source']}") for d in eval_text.of_sources(report)]
+    found += [(d, TAGS, _clean_title(d)) for d in eval_text.without_leaked(report)]
     found += [(d, FORGETTING_TAGS, "通用数据的损失") for d in forgetting]
+    clean = eval_text.without_leaked(report.get("general", {}))
+    found += [(d, FORGETTING_TAGS, "通用数据，去掉重合的") for d in clean if d["source"] is None]
     found += [(d, TAGS, NAMES[d["metric"]]) for d in report.get("answer_differences", [])]
     pairs = list(dict.fromkeys((d["before"], d["after"]) for d, _, _ in found))
     cards = []
@@ -56,6 +57,10 @@ def _verdicts(report: dict) -> str:
         parts.append(f'<p class="{kind}">{escape(eval_text.leakage_sentence(leakage))}</p>')
     parts += [f'<p class="soft">{escape(text)}</p>' for text in eval_text.notes_of(report)]
     return "\n".join(parts)
+
+
+def _clean_title(difference: dict) -> str:
+    return f"去掉重合的{'：' + difference['source'] if difference['source'] else '，留出损失'}"
 
 
 def _losses(report: dict) -> str:

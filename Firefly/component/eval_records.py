@@ -1,10 +1,12 @@
 """Held-out conversations for an evaluation: read, thinned out evenly, and encoded alike for every model."""
 
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import UserError
+from .evaluation import MAX_SOURCES, group_sources
 from .inference import Request, read_lines
 
 Encoded = list[tuple[list[int], list[int]]]  # (input_ids, labels) of each record
@@ -37,12 +39,18 @@ def read_records(path: str, flag: str = "--eval-file") -> list[Record]:
             messages = record_to_messages(fields)
         except ValueError as error:
             raise UserError(f"{where}：{error}；请改正或删去这一行。") from None
-        if not any(message["role"] == "assistant" for message in messages):
-            raise UserError(f"{where}：没有 assistant 的回答，无从评估；请补上或删去这一行。")
+        if not any(message["role"] == "assistant" for message in messages[1:]):
+            raise UserError(f"{where}：没有提问和 assistant 的回答，无从评估；请补上或删去这一行。")
+        if not all(_is_unicode(message["content"]) for message in messages):
+            raise UserError(f"{where}：文本里有半个字符（\\ud800 到 \\udfff 的转义），请改正或删去这一行。")
         records.append(Record(where, str(fields.get("source") or fields.get("category") or "未分类"), messages))
     if not records:
         raise UserError(f"{path}：文件里没有一条对话，请检查 {flag}。")
     return records
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def every_nth(items: list, count: int | None) -> list:
@@ -52,9 +60,25 @@ def every_nth(items: list, count: int | None) -> list:
     return [items[i * len(items) // count] for i in range(count)]
 
 
+def choose_asked(records: list[Record], leaked: set[str], count: int) -> tuple[list[Record], list[str]]:
+    """Return ``count`` records to be answered, of those that did not leak if there are any, and a note of that."""
+    clean = [record for record in records if record.where not in leaked]
+    if not count or len(clean) in (0, len(records)):
+        return (every_nth(records, count) if count else []), []
+    return every_nth(clean, count), [f"生成的问题只取自没有与训练数据重合的 {len(clean)} 条。"]
+
+
 def requests_of(records: list[Record]) -> list[Request]:
-    """Each record's last question, to be answered anew."""
-    return [Request(i, record.question(), {}, record.where) for i, record in enumerate(records)]
+    """Each record's last question, to be answered anew; the fields hold the conversation up to its reference answer."""
+    return [
+        Request(
+            i,
+            q := record.question(),
+            {"source": record.source, "messages": record.messages[: len(q) + 1]},
+            record.where,
+        )
+        for i, record in enumerate(records)
+    ]
 
 
 @dataclass(frozen=True)
@@ -74,10 +98,11 @@ class HeldOut:
 
 
 def prepare(sessions: dict[str, Any], records: list[Record], leaked: set[str], max_length: int) -> HeldOut:
-    """Encode records for every model, without those that leaked and those without target tokens for one of them."""
+    """Encode records for every model, without what leaked, what stood before, and what has no target tokens for one."""
     clean = [record for record in records if record.where not in leaked]
     if not clean:
         raise UserError("所有评估记录都与训练数据重合，没有可算的；请换一份评估文件，或去掉 --drop-leaked。")
+    found, clean = len(clean), without_repeats(clean)
     cut, truncated = encode_all(sessions, clean, max_length)
     kept = [i for i in range(len(clean)) if all(any(x != -100 for x in pairs[i][1][1:]) for pairs in cut.values())]
     for i in sorted(set(range(len(clean))) - set(kept)):
@@ -87,10 +112,29 @@ def prepare(sessions: dict[str, Any], records: list[Record], leaked: set[str], m
     encoded = {name: [pairs[i] for i in kept] for name, pairs in cut.items()}
     groups = target_groups(encoded)
     dropped = {"没有目标 token": len(clean) - len(kept)}
+    if found > len(clean):
+        dropped["与前面的记录相同"] = found - len(clean)
     if leaked:
-        dropped["与训练数据重合"] = len(records) - len(clean)
-    notes = say_differences(sessions, groups)
-    return HeldOut([clean[i] for i in kept], encoded, groups, len(records), truncated, dropped, notes)
+        dropped["与训练数据重合"] = len(records) - found
+    rest, notes = fewer_sources([clean[i] for i in kept])
+    return HeldOut(rest, encoded, groups, len(records), truncated, dropped, say_differences(sessions, groups) + notes)
+
+
+def without_repeats(records: list[Record]) -> list[Record]:
+    """The first of each conversation: a copy is no new evidence, and copies would make every interval too narrow."""
+    first: dict[str, Record] = {}
+    for record in records:
+        first.setdefault(json.dumps(record.messages, ensure_ascii=False), record)
+    return list(first.values())
+
+
+def fewer_sources(records: list[Record]) -> tuple[list[Record], list[str]]:
+    """Put the smallest sources together where there are more than anybody reads; return that, and a note of it."""
+    groups = group_sources([record.source for record in records])
+    named = {row: name for name, rows in groups.items() for row in rows}
+    count = len({record.source for record in records})
+    notes = [f"有 {count} 个来源：记录最多的 {len(groups) - 1} 个分列，其余合为一组。"] if count > MAX_SOURCES else []
+    return [replace(record, source=named[i]) for i, record in enumerate(records)], notes
 
 
 def encode_all(sessions: dict[str, Any], records: list[Record], max_length: int) -> tuple[dict[str, Encoded], int]:

@@ -10,9 +10,22 @@ NAMES = {
     "rougeL": "ROUGE-L",
     "ends_by_itself": "自行结束的比例",
 }
-TAGS = {"better": "有提高", "worse": "变差", "unclear": "不能说有提高", "few": "不下结论"}
+TAGS = {
+    "better": "有提高",
+    "worse": "变差",
+    "unclear": "不能说有提高",
+    "few": "不下结论",
+    "leaked": "都训练过，不算提高",
+}
 FEW_SOURCES = 4
-FORGETTING_TAGS = {"better": "没有遗忘", "worse": "有遗忘", "unclear": "看不出遗忘", "few": "不下结论"}
+WITHOUT_LEAKED = "去掉与训练数据重合的"
+FORGETTING_TAGS = {
+    "better": "没有遗忘",
+    "worse": "有遗忘",
+    "unclear": "看不出遗忘",
+    "few": "不下结论",
+    "leaked": "都训练过，不算没有遗忘",
+}
 
 
 def sentence(difference: dict, forgetting: bool = False) -> str:
@@ -55,8 +68,13 @@ def verdicts(report: dict) -> list[str]:
     """A sentence for each pair and measure: losses, over all and of a few sources, forgetting, and the answers."""
     found = [sentence(d) for d in report["differences"] if d["source"] is None]
     found += [sentence(d) for d in of_sources(report)]
-    general = report.get("general", {}).get("differences", [])
-    found += [sentence(d, forgetting=True) for d in general if d["source"] is None]
+    found += [f"{WITHOUT_LEAKED}，{sentence(d)}" for d in without_leaked(report)]
+    general = report.get("general", {})
+    forgetting = [d for d in general.get("differences", []) if d["source"] is None]
+    found += [sentence(d, forgetting=True) for d in forgetting]
+    found += [
+        f"{WITHOUT_LEAKED}，{sentence(d, forgetting=True)}" for d in without_leaked(general) if d["source"] is None
+    ]
     return found + [sentence(d) for d in report.get("answer_differences", [])]
 
 
@@ -64,6 +82,13 @@ def of_sources(report: dict) -> list[dict]:
     """The differences of single sources, where there are so few that each deserves a line."""
     found = [d for d in report["differences"] if d["source"] is not None]
     return found if len({d["source"] for d in found}) <= FEW_SOURCES else []
+
+
+def without_leaked(part: dict) -> list[dict]:
+    """The differences that are left without the records that leaked, where some did: over all, and of a few sources."""
+    found = part.get("without_leaked", {}).get("differences", [])
+    few = len({d["source"] for d in found if d["source"] is not None}) <= FEW_SOURCES
+    return [d for d in found if d["source"] is None or few]
 
 
 def counted(report: dict) -> str:
@@ -79,18 +104,23 @@ def counted(report: dict) -> str:
 def leakage_sentence(leakage: dict) -> str:
     """How many held-out records stand in the training data, and whether they count."""
     kinds = "、".join(f"{KINDS[kind]} {count} 条" for kind, count in leakage["by_kind"].items())
-    found = f"在 {leakage['train_records']} 条训练数据里查 {leakage['checked']} 条评估记录：{kinds}。"
+    general = f"（其中通用数据 {leakage['general']} 条）" if leakage.get("general") else ""
+    found = f"在 {leakage['train_records']} 条训练数据里查 {leakage['checked']} 条评估记录：{kinds}{general}。"
     if not leakage["leaked"]:
         return found + "没有发现重合。"
     if leakage["excluded"]:
         return found + f"这 {leakage['leaked']} 条已不计入（--drop-leaked）。"
-    return found + f"这 {leakage['leaked']} 条仍计入损失，结果会显得比实际好；要去掉请加 --drop-leaked。"
+    return (
+        found
+        + f"这 {leakage['leaked']} 条仍计入损失，结果会显得比实际好；去掉后的差另列，要完全去掉请加 --drop-leaked。"
+    )
 
 
 def by_chance(report: dict) -> str:
     """What so many comparisons do by chance, in a sentence; empty for a few."""
     count = len(report["differences"]) + len(report.get("answer_differences", []))
     count += len(report.get("general", {}).get("differences", []))
+    count += sum(len(without_leaked(part)) for part in (report, report.get("general", {})))
     return (
         f"共比较 {count} 次；每个区间各为 95%，即使毫无差别，也会约有 {count / 20:.0f} 次碰巧不含 0。"
         if count >= 10
@@ -132,7 +162,7 @@ def method(report: dict) -> str:
     how = report["interval"]
     return (
         f"区间为 95%：按记录有放回地重抽样 {how['resamples']} 次（seed {how['seed']}），取按记录数放宽的百分位；"
-        "两个模型在同一批抽样上相减。比例的区间用 Wilson 法。不足 6 条不下结论。"
+        "两个模型在同一批抽样上相减。比例的区间用 Wilson 法，比例之差的由精确二项分布得出。不足 6 条不给区间，不下结论。"
     )
 
 

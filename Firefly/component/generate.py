@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
@@ -23,6 +23,8 @@ from .inference import Completion, Engine, Request
 from .rows import Rows, by_adapter, plan_rows
 from .session import Sampling, Session, TextStream, choose_device, open_session
 from .vocabulary import fit_vocabulary
+
+PREFILL = 512  # tokens of a prompt that are read at a time
 
 
 def load_engine(args: Namespace) -> Engine:
@@ -191,8 +193,18 @@ def stream_answer(model: Any, session: Session, request: Request, emit: Callable
     pieces = _Pieces(session, emit)
     settings = _settings(session, [request], session.room(len(prompt)), model.device)
     input_ids = torch.tensor([prompt], device=model.device)
+    if len(prompt) > PREFILL:
+        settings["past_key_values"] = read_ahead(model, input_ids)
     model.generate(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), streamer=pieces, **settings)
     return session.complete(prompt, pieces.ids)
+
+
+def read_ahead(model: Any, input_ids: torch.Tensor) -> DynamicCache:
+    """Read a long prompt in pieces, but for the last, so that whoever waits can be stopped in between. (1, tokens)"""
+    cache = DynamicCache()
+    for piece in input_ids.split(PREFILL, dim=1)[:-1]:
+        model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
 
 
 def greedy(session: Session, max_new_tokens: int) -> Session:

@@ -6,9 +6,7 @@ A client that hangs up ends its generation at the next token. Nothing that was a
 import asyncio
 import contextlib
 import copy
-import hmac
 import json
-import logging
 import random
 import time
 import uuid
@@ -18,14 +16,15 @@ from typing import Any
 
 import anyio
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from .errors import UserError
 from .http_batch import Batcher, QueueFull
+from .http_guard import HANDLERS, HostCheck, KeyCheck, failed, json_answer
 from .http_protocol import ApiError, Asked, chat_answer, chat_chunk, count_usage, parse_chat, parse_json, parse_old
 from .http_stream import Piece, Stream
 from .inference import Request
@@ -33,18 +32,21 @@ from .session import Session
 
 BODY_SECONDS = 60
 DISCARD = 16 << 20  # so much of a body that is too large is still read, that its sender may hear why it is refused
-log = logging.getLogger("firefly.http")
 
 
 @dataclass
 class Service:
-    """What the endpoints share. ``seeds`` gives a seed to requests that bring none."""
+    """What the endpoints share. ``only_here``: refuse what was meant for another host name than this machine's loopback.
+
+    ``seeds`` gives a seed to requests that bring none.
+    """
 
     session: Session
     batcher: Batcher
     name: str
     api_key: str | None = None
     max_body: int = 1 << 20
+    only_here: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
@@ -59,13 +61,13 @@ def build_app(service: Service) -> Starlette:
     routes = [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
-        Route("/v1/models/{name}", models, methods=["GET"]),
+        Route("/v1/models/{name:path}", models, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
         Route("/firefly", firefly, methods=["POST"]),
     ]
-    handlers = {ApiError: _on_error, HTTPException: _on_http_error, Exception: _on_bug}
-    middleware = [Middleware(_KeyCheck, key=service.api_key)] if service.api_key else []
-    app = Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)
+    middleware = [Middleware(KeyCheck, key=service.api_key)] if service.api_key else []
+    middleware += [Middleware(HostCheck)] if service.only_here else []
+    app = Starlette(routes=routes, exception_handlers=HANDLERS, middleware=middleware)
     app.state.service = service
     return app
 
@@ -74,7 +76,7 @@ async def health(request: HttpRequest) -> Response:
     service: Service = request.app.state.service
     running, waiting = service.batcher.counts()
     alive = service.batcher.thread.is_alive()
-    return _json(
+    return json_answer(
         {"status": "ok" if alive else "stopped", "running": running, "waiting": waiting}, 200 if alive else 503
     )
 
@@ -84,33 +86,33 @@ async def models(request: HttpRequest) -> Response:
     model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "firefly"}
     model["max_model_len"] = service.session.context
     if (asked := request.path_params.get("name")) is None:
-        return _json({"object": "list", "data": [model]})
+        return json_answer({"object": "list", "data": [model]})
     if asked != service.name:
         raise ApiError(404, f"没有模型 {asked[:80]!r}，有的是：{service.name}。", "model", "model_not_found")
-    return _json(model)
+    return json_answer(model)
 
 
 async def chat(request: HttpRequest) -> Response:
     """OpenAI's chat request, answered whole or as server-sent events."""
     service: Service = request.app.state.service
     body = await _read_body(request, service.max_body)
-    asked = parse_chat(body, _seeded(service), (service.name,))
+    asked = parse_chat(body, _seeded(service), (service.name,), service.session.context)
     stream, pieces = await _start(service, asked)
     answer_id = f"chatcmpl-{uuid.uuid4().hex}"
     if asked.stream:
         return _Events(stream, _chat_events(stream, pieces, answer_id, service.name, asked.usage))
     text = await _whole(request, stream, pieces)
     usage = count_usage(len(stream.prompt), len(stream.ids))
-    return _json(chat_answer(answer_id, service.name, text, stream.finish, usage))
+    return json_answer(chat_answer(answer_id, service.name, text, stream.finish, usage))
 
 
 async def firefly(request: HttpRequest) -> Response:
     """The old service's request: {"inputs", generate's settings} -> {"input", "output"}."""
     service: Service = request.app.state.service
     body = await _read_body(request, service.max_body)
-    stream, pieces = await _start(service, parse_old(body, _seeded(service)))
+    stream, pieces = await _start(service, parse_old(body, _seeded(service), service.session.context))
     text = await _whole(request, stream, pieces)
-    return _json({"input": body["inputs"].strip(), "output": text.strip()})
+    return json_answer({"input": body["inputs"].strip(), "output": text.strip()})
 
 
 def _seeded(service: Service) -> Any:
@@ -204,9 +206,9 @@ async def _whole(request: HttpRequest, stream: Stream, pieces: asyncio.Queue) ->
     finally:
         stream.cancelled = True
     if not answered:
-        raise ApiError(499, "客户端已断开。", code="client_closed")
+        raise ClientDisconnect
     if stream.finish == "error":
-        raise _failed()
+        raise failed()
     return stream.answer
 
 
@@ -241,7 +243,7 @@ async def _chat_events(
     yield _event(chat_chunk(answer_id, name, {"role": "assistant", "content": ""}, **more))
     async for piece in _read(pieces):
         if piece.finish == "error":
-            yield _event(_failed().body())
+            yield _event(failed().body())
             break
         if piece.text:
             yield _event(chat_chunk(answer_id, name, {"content": piece.text}, **more))
@@ -255,45 +257,3 @@ async def _chat_events(
 
 def _event(body: dict) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
-
-
-def _json(body: dict, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    content = json.dumps(body, ensure_ascii=False).encode()
-    return Response(content, status, headers=headers, media_type="application/json")
-
-
-def _failed() -> ApiError:
-    return ApiError(500, "生成时出错，原因见服务端日志；请稍后重试。", code="internal_error")
-
-
-async def _on_error(request: HttpRequest, error: ApiError) -> Response:
-    return _json(error.body(), error.status, error.headers)
-
-
-async def _on_http_error(request: HttpRequest, error: HTTPException) -> Response:
-    words = {404: "没有这个地址", 405: "这个地址不接受这种请求方法"}.get(error.status_code, "请求有误")
-    known = "POST /v1/chat/completions、POST /firefly、GET /v1/models、GET /health"
-    body = ApiError(error.status_code, f"{words}；有的是：{known}。").body()
-    return _json(body, error.status_code, dict(error.headers or {}))
-
-
-async def _on_bug(request: HttpRequest, error: Exception) -> Response:
-    return _json(_failed().body(), 500)
-
-
-class _KeyCheck:
-    """Ask for ``Authorization: Bearer KEY`` everywhere but at /health; compared in constant time."""
-
-    def __init__(self, app: Any, key: str):
-        self.app, self.expected = app, b"Bearer " + key.encode()
-
-    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["path"] != "/health":
-            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-            if not hmac.compare_digest(given, self.expected):
-                error = ApiError(
-                    401, "密钥不对或没有给出，请带上请求头 Authorization: Bearer 密钥。", code="invalid_api_key"
-                )
-                await _json(error.body(), 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
-                return
-        await self.app(scope, receive, send)

@@ -18,9 +18,9 @@ import torch
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
+from .generate import PREFILL
 from .http_stream import Stream, next_tokens
 
-PREFILL = 512
 log = logging.getLogger("firefly.http")
 
 

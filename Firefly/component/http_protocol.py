@@ -64,8 +64,8 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(name)
 
 
-def parse_chat(body: dict, defaults: Sampling, names: tuple[str, ...]) -> Asked:
-    """Read the body of /v1/chat/completions."""
+def parse_chat(body: dict, defaults: Sampling, names: tuple[str, ...], context: int) -> Asked:
+    """Read the body of /v1/chat/completions. ``context``: no answer can be longer than that many tokens."""
     model = _take(body, "model", str)
     if model is not None and model not in names:
         raise ApiError(404, f"没有模型 {model[:80]!r}，有的是：{'、'.join(names)}。", "model", "model_not_found")
@@ -74,14 +74,14 @@ def parse_chat(body: dict, defaults: Sampling, names: tuple[str, ...]) -> Asked:
     options = _take(body, "stream_options", dict) or {}
     return Asked(
         messages=_messages(_take(body, "messages", list)),
-        sampling=_sampling(body, defaults, "max_completion_tokens", "max_tokens"),
+        sampling=_sampling(body, defaults, context, "max_completion_tokens", "max_tokens"),
         stop=_stop(body.get("stop")),
         stream=bool(_take(body, "stream", bool)),
         usage=bool(_take(options, "include_usage", bool, "stream_options.")),
     )
 
 
-def parse_old(body: dict, defaults: Sampling) -> Asked:
+def parse_old(body: dict, defaults: Sampling, context: int) -> Asked:
     """Read the body of the old service's /firefly: ``inputs`` and, beside it or under "parameters", what generate took.
 
     ``inputs`` may be plain text or what the old models were trained on, <s>question</s>answer</s>question</s>.
@@ -99,7 +99,7 @@ def parse_old(body: dict, defaults: Sampling) -> Asked:
             400, "inputs 应是一个问题，或 <s>问</s>答</s>问</s>，最后一段是问题。", "inputs", "invalid_value"
         )
     settings = body | (_take(body, "parameters", dict) or {})
-    sampling = _sampling(settings, defaults, "max_new_tokens")
+    sampling = _sampling(settings, defaults, context, "max_new_tokens")
     sample = _take(settings, "do_sample", bool)
     if sample is False:
         sampling = replace(sampling, temperature=0.0)
@@ -124,8 +124,11 @@ def _messages(given: list | None) -> list[dict]:
                 f"{where}.role",
                 "invalid_value",
             )
-        content = _content(message.get("content"), f"{where}.content")
-        if role != "system" and not content.strip():
+        content = message.get("content")
+        if content is None and role == "assistant":
+            content = ""  # as OpenAI has it; a model may well have answered nothing
+        content = _content(content, f"{where}.content")
+        if role == "user" and not content.strip():
             raise ApiError(400, f"{where}.content 是空的，请写入内容。", f"{where}.content", "invalid_value")
         messages.append({"role": role, "content": content})
     if messages[-1]["role"] != "user":
@@ -145,7 +148,7 @@ def _content(content: Any, where: str) -> str:
     return "".join(part["text"] for part in content)
 
 
-def _sampling(body: dict, defaults: Sampling, *length_fields: str) -> Sampling:
+def _sampling(body: dict, defaults: Sampling, context: int, *length_fields: str) -> Sampling:
     """Only what was given changes. A temperature below 0.01 is greedy; top_k -1 means all, as vLLM has it."""
     given = {
         "temperature": _number(body, "temperature", float, 0, 2),
@@ -154,7 +157,7 @@ def _sampling(body: dict, defaults: Sampling, *length_fields: str) -> Sampling:
         "repetition_penalty": _number(body, "repetition_penalty", float, 0.1, 10),
         "seed": _number(body, "seed", int, None, None),
     }
-    lengths = [_number(body, name, int, 1, None) for name in length_fields]
+    lengths = [_number(body, name, int, 1, context) for name in length_fields]
     given["max_new_tokens"] = next((length for length in lengths if length is not None), None)
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("temperature", 1) < 0.01:

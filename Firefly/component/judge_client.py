@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +24,19 @@ from .judging import ASK_AGAIN, parse_verdict
 
 WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each retry; a server's Retry-After counts up to the last of them, doubled
 _RETRIED = (408, 409, 425, 429)
+
+
+# What services say of one question that they will not judge, or that is too long for them, with HTTP 400, 413 or 422.
+# DeepSeek: "Content Exists Risk". Alibaba: data_inspection_failed. Azure: content_filter. Zhipu: code 1301.
+_REFUSED = re.compile(
+    r"content.?exists.?risk|data.?inspection|content.?(filter|policy|management)|sensitive|敏感|不安全|\b1301\b"
+    r"|context.?(length|window)|input.{0,20}too.?(long|large)",
+    re.IGNORECASE,
+)
+
+
+class Refused(Exception):
+    """The service will not judge this question; the next one may be another matter."""
 
 
 class Stopped(Exception):
@@ -90,6 +104,8 @@ def _with_waits(call: Callable[[], Any], stop: threading.Event, url: str, key: s
             return call()
         except openai.APIStatusError as error:
             problem = f"HTTP {error.status_code}：{_message(error, key)}"
+            if error.status_code in (400, 413, 422) and _REFUSED.search(f"{error.body} {error.message}"):
+                raise Refused(problem) from None
             if not _is_passing(error):
                 raise UserError(f"评审服务拒绝了请求（{problem}），{_advice(error.status_code)}。") from None
             asked = error.response.headers.get("retry-after", "")
@@ -188,7 +204,10 @@ def judge_all(
 
 
 def settled(replies: list[dict], max_asks: int) -> bool:
-    return bool(replies) and (replies[-1]["winner"] is not None or len(replies) >= max_asks)
+    if not replies:
+        return False
+    last = replies[-1]
+    return last["winner"] is not None or last["finish_reason"] == "refused" or len(replies) >= max_asks
 
 
 def _ask_one(judge: Judge, key: str, messages: list[dict], before: list[dict], add: Callable, max_asks: int) -> None:
@@ -199,6 +218,9 @@ def _ask_one(judge: Judge, key: str, messages: list[dict], before: list[dict], a
         asked = [*messages, *said, {"role": "user", "content": ASK_AGAIN}] if again else messages
         try:
             text, finish, prompt_tokens, completion_tokens = judge.call(asked)
+        except Refused as error:  # as final as can be: asking the same again would be refused again
+            add({"key": key, "winner": None, "reason": str(error), "raw": "", "finish_reason": "refused"})
+            return
         except BaseException:
             judge.stop.set()
             raise

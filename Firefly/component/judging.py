@@ -187,11 +187,16 @@ def markdown(report: dict) -> str:
     lines += ["| 模型 | 对手 | 胜 | 平 | 负 | 净胜率 | 区间 | 随次序而变 | 无判决 |", "|" + " --- |" * 9]
     for pair in report["pairs"]:
         c = pair["comparison"]
+        net = f"{c['net']:+.1%} | [{c['low']:+.1%}, {c['high']:+.1%}]" if pair["judged"] else "– | –"
         lines.append(
-            f"| {pair['model']} | {pair['against']} | {pair['win']} | {pair['tie']} | {pair['lose']} | {c['net']:+.1%} "
-            f"| [{c['low']:+.1%}, {c['high']:+.1%}] | {pair['position']['dependent']} | {pair['no_verdict']} |"
+            f"| {pair['model']} | {pair['against']} | {pair['win']} | {pair['tie']} | {pair['lose']} | {net} "
+            f"| {pair['position']['dependent']} | {pair['no_verdict']} |"
         )
-    lines += ["", "净胜率 =（胜 - 负）/ 判了的题数；区间由精确二项分布得出，含 0 即不能说有高下。", ""]
+    lines += [
+        "",
+        "净胜率 =（胜 - 负）/ 判了的题数；区间由精确二项分布得出（多个比较时已校正），含 0 即不能说有高下。",
+        "",
+    ]
     for pair in report["pairs"]:
         lines += [f"## {pair['model']} 对 {pair['against']}", "", f"- {pair['sentence']}"]
         lines.append(f"- {pair['position']['sentence']}")
@@ -201,6 +206,8 @@ def markdown(report: dict) -> str:
         if pair["identical"]:
             lines.append(f"- {pair['identical']} 题的两个回答完全相同，没有问评审，按平局计。")
         if pair["no_verdict"]:
-            lines.append(f"- {pair['no_verdict']} 题问了规定次数仍没有合格的判决，不计入。")
+            lines.append(
+                f"- {pair['no_verdict']} 题问了规定次数仍没有合格的判决，或评审服务拒绝判（审核、太长），不计入。"
+            )
         lines.append("")
     return "\n".join(lines)

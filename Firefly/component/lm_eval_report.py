@@ -35,12 +35,20 @@ def _paired(base: dict, theirs: dict, alpha: float) -> Comparison:
     return compare(sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains), len(gains), alpha)
 
 
+def accuracy_interval(result: dict) -> list[float] | None:
+    """The exact 95 % interval of the share of right answers; None where a question can be right in part."""
+    scores = [score for each in result["scores"].values() for score in each.values()]
+    if not scores or not set(scores) <= {0.0, 1.0}:
+        return None
+    return [round(x, 6) for x in share_interval(int(sum(scores)), len(scores))]
+
+
 def against_chance(name: str, task: str, result: dict) -> str | None:
     """Say whether a four-choice result is above guessing; None for other tasks."""
-    scores = [score for each in result["scores"].values() for score in each.values()]
-    if benchmark_of(task) is None or not set(scores) <= {0.0, 1.0}:
+    bounds = accuracy_interval(result)
+    if benchmark_of(task) is None or bounds is None:
         return None
-    low, high = share_interval(int(sum(scores)), len(scores))
+    low, high = bounds
     where = "高于" if low > CHANCE else "低于" if high < CHANCE else "看不出高于"
     return f"{task}：{name} {where}瞎猜的 25%（95% 区间 [{low:.1%}, {high:.1%}]）。"
 

@@ -61,13 +61,13 @@ def plan_rows(session: Any, args: argparse.Namespace) -> Rows:
         cut, first = 0, None
         for request in requests:
             choose_adapter(names, use, request)
-            if len(session.encode(request)) > _limit(session, truncate):
+            if len(session.encode(request)) > longest_prompt(session, truncate):
                 if not truncate:
                     session.check([request])
                 cut, first = cut + 1, first or request.where
         if cut:
             print(
-                f"提示：{cut} 行的提示超过 {_limit(session, True)} 个 token（模型最多 {session.context} 个），从 {first} 起，"
+                f"提示：{cut} 行的提示超过 {longest_prompt(session)} 个 token（模型最多 {session.context} 个），从 {first} 起，"
                 "已略去最早的对话和问题的开头；不想这样请加 --no-truncate。",
                 file=sys.stderr,
             )
@@ -108,8 +108,8 @@ def by_adapter(requests: list[Request], rows: Rows) -> Iterator[tuple[str | None
     yield from groups.items()
 
 
-def _limit(session: Any, truncate: bool) -> int:
-    """The longest prompt. A prompt that is cut anyway leaves room for an answer, a quarter of the context at most."""
+def longest_prompt(session: Any, truncate: bool = True) -> int:
+    """In tokens. A prompt that is cut anyway leaves room for an answer, a quarter of the context at most."""
     if not truncate:
         return session.context - 1
     return session.context - max(1, min(session.sampling.max_new_tokens, session.context // 4))
@@ -120,7 +120,7 @@ def fit(session: Any, request: Request) -> Request:
 
     Oldest turns go first, whole; then the beginning of the last question, as little of it as will do.
     """
-    limit = _limit(session, truncate=True)
+    limit = longest_prompt(session)
 
     def length(messages: list[dict]) -> int:
         return len(session.encode(replace(request, messages=messages)))

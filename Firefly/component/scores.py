@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from . import bootstrap
+from .binomial import compare
 from .errors import UserError
 
 TOKENIZATION = (
@@ -157,7 +158,10 @@ def score_models(answers: dict[str, list[dict]], seed: int) -> tuple[dict[str, d
     differences = []
     for before, after in bootstrap.pairs_to_compare(names):
         for metric in COMPARED:
-            bounds = bootstrap.interval(draws[after][metric] - draws[before][metric], count)
+            if metric == "ends_by_itself":
+                bounds = _ends_interval(answers[before], answers[after])
+            else:
+                bounds = bootstrap.interval(draws[after][metric] - draws[before][metric], count)
             differences.append(
                 {
                     "metric": metric,
@@ -176,23 +180,27 @@ def score_models(answers: dict[str, list[dict]], seed: int) -> tuple[dict[str, d
 
 
 def _columns(samples: list[dict]) -> np.ndarray:
-    rows = [
-        [
-            *one["scores"]["bleu_counts"],
-            *(one["scores"][name] for name in ROUGES),
-            float(one["finish_reason"] == "stop"),
-        ]
-        for one in samples
-    ]
+    rows = [[*one["scores"]["bleu_counts"], *(one["scores"][name] for name in ROUGES)] for one in samples]
     return np.array(rows, float)
 
 
+def _ends_interval(before: list[dict], after: list[dict]) -> list[float] | None:
+    """The exact interval of a difference of shares: 6 of 6 against 0 of 6 is no proof of 100 points, nor 5 of 100 of any."""
+    gains = [
+        (b["finish_reason"] == "stop") - (a["finish_reason"] == "stop") for a, b in zip(before, after, strict=True)
+    ]
+    if len(gains) < bootstrap.MIN_RECORDS:
+        return None
+    found = compare(gains.count(1), gains.count(-1), len(gains))
+    return [round(found.low, 6) + 0.0, round(found.high, 6)]
+
+
 def _draws(answers: dict[str, list[dict]], seed: int) -> dict[str, dict[str, np.ndarray]]:
-    """Every metric over resampled questions, the same questions for every model."""
+    """BLEU and ROUGE over resampled questions, the same questions for every model."""
     draws = {}
     for name, samples in answers.items():
         totals = bootstrap.resample(_columns(samples), seed)
-        means = dict(zip([*ROUGES, "ends_by_itself"], totals[:, 10:].T / len(samples), strict=True))
+        means = dict(zip(ROUGES, totals[:, 10:].T / len(samples), strict=True))
         draws[name] = {"bleu4": np.array([bleu_of(row) for row in totals[:, :10]])} | means
     return draws
 

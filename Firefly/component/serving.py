@@ -9,7 +9,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .listening import address, listen
 from .session import Session
 
 GRACE_SECONDS = 30
@@ -79,15 +79,7 @@ def settings_folder() -> tempfile.TemporaryDirectory:
 
 def free_port(host: str, port: int) -> int:
     """Return ``port`` if nobody listens there, any free one for 0; UserError when it is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"--host {host} --port {port}：不能在这里监听（{error.strerror}），请换一个端口或地址。"
-            ) from None
+    with listen(host, port) as probe:
         return probe.getsockname()[1]
 
 
@@ -114,7 +106,7 @@ def serve(command: list[str], host: str, port: int, model: str, env: dict[str, s
 
     before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        url = f"http://{'[' + host + ']' if ':' in host else host}:{port}"
+        url = address(host, port)
         if is_worker(command):
             print("这是多机中的从节点，不接受提问；Ctrl-C 停止。", file=sys.stderr, flush=True)
         elif _wait_healthy(child, url, timeout, stopped_by):

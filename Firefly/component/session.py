@@ -121,6 +121,8 @@ def open_session(args: Namespace) -> Session:
         if not adapters:
             raise UserError("没有给出模型：请用 --model 指定模型文件夹或 hub 名称，或用 --adapter 指定适配器。")
         name = find_base(next(iter(adapters.values())))
+    for adapter in adapters.values():
+        say_if_other_base(adapter, name)
     model_dir = resolve_model(name)
     tokenizer, stop_word = load_prompt(model_dir, next(iter(adapters.values()), None), args.template_name)
     generation = read_generation_config(model_dir)
@@ -176,6 +178,21 @@ def find_base(adapter: Path) -> str:
     if base.startswith((".", "/", "~")):
         raise UserError(f"{adapter}/adapter_config.json：记录的基座 {base} 不在了，请用 --model 给出基座模型。")
     return base
+
+
+def say_if_other_base(adapter: Path, base: str) -> None:
+    """Say when an adapter was trained on a base of another name: a second stage's adapter sits on the merged first stage."""
+    recorded = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if recorded and not _names(recorded) & _names(base):
+        print(
+            f"提示：适配器 {adapter} 是在 {recorded} 上训练的，现在加在 {base} 上；若不是同一个模型，回答不可信。",
+            file=sys.stderr,
+        )
+
+
+def _names(model: str) -> set[str]:
+    path = Path(model).expanduser()
+    return {path.name, path.resolve().name}
 
 
 def load_prompt(model_dir: Path, adapter: Path | None, template_name: str) -> tuple[Any, str | None]:

@@ -10,8 +10,6 @@ Why these two: tried beside Gradio and NiceGUI they take 5 MB instead of 341 and
 are in vLLM's and SGLang's environments already, and the page stays plain HTML that a student can read and change.
 """
 
-import contextlib
-import ipaddress
 import json
 import re
 import socket
@@ -24,7 +22,7 @@ from typing import Any
 
 from .errors import UserError
 from .inference import WEB_PORT, build_messages, check_limits
-from .serving import free_port
+from .listening import address, foreign_host, is_loopback, listen, run_app
 from .web_models import ChatModel, connect_models, load_models
 
 STATIC = Path(__file__).parent / "static"
@@ -55,9 +53,9 @@ def open_page(args: Namespace) -> int:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"聊天页需要 starlette 和 uvicorn（{error}），请 pip install starlette uvicorn。") from None
-    port = free_port(host, port)  # a port in use is known before the weights are read
-    models = connect_models(args) if getattr(args, "client", None) else load_models(args)
-    run_server(build_app(models, args.system or "", only_here=is_loopback(host)), host, port)
+    with listen(host, port) as listener:
+        models = connect_models(args) if getattr(args, "client", None) else load_models(args)
+        run_server(build_app(models, args.system or "", only_here=is_loopback(host)), host, listener)
     return 0
 
 
@@ -78,13 +76,6 @@ def check_web_flags(args: Namespace) -> tuple[str, int]:
         raise UserError(f"--port {port}：应在 0 到 65535 之间，请修改。")
     check_limits(args)
     return args.host, port
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def build_app(models: list[ChatModel], system: str, only_here: bool) -> Any:
@@ -117,10 +108,10 @@ def build_app(models: list[ChatModel], system: str, only_here: bool) -> Any:
 def guard(app: Any, only_here: bool) -> Any:
     """Add HEADERS to every answer, and keep other web sites out.
 
-    A site open in the same browser can send requests to 127.0.0.1 too: under a name of its own (DNS rebinding), which
-    the Host header shows, or as a plain form, which read_body refuses for not being JSON.
+    A site open in the same browser can send requests to 127.0.0.1 too: under a name of its own, which foreign_host
+    finds, or as a plain form, which read_body refuses for not being JSON.
     """
-    from starlette.datastructures import Headers, MutableHeaders
+    from starlette.datastructures import MutableHeaders
     from starlette.responses import JSONResponse
 
     async def guarded(scope: dict, receive: Any, send: Any) -> None:
@@ -131,15 +122,14 @@ def guard(app: Any, only_here: bool) -> Any:
 
         if scope["type"] != "http":
             return
-        host = re.sub(r":\d+$", "", Headers(scope=scope).get("host", ""))
-        if only_here and not is_loopback(host):
+        if only_here and (host := foreign_host(scope)) is not None:
             error = f"这个页面只给本机用，请打开 http://127.0.0.1:端口；要用 {host} 访问，请在启动时加 --host。"
             await JSONResponse({"error": error}, 403)(scope, receive, send_with_headers)
             return
         try:
             await app(scope, receive, send_with_headers)
         except Exception:
-            traceback.print_exc()  # ours to say, since run_server keeps uvicorn quiet
+            traceback.print_exc()  # ours to say, since run_app keeps uvicorn quiet
             raise
 
     return guarded
@@ -212,22 +202,16 @@ def hide_paths(text: str) -> str:
     return re.sub(r"(?<![\w.:/])/(?:[\w.@+-]+/)+[\w.@+-]*", "（路径）", text)
 
 
-def run_server(app: Any, host: str, port: int) -> None:
-    """Serve until SIGINT, saying where; what is being generated then ends at its next piece."""
-    import uvicorn
-
+def run_server(app: Any, host: str, listener: socket.socket) -> None:
+    """Serve until Ctrl-C, saying where; what is being generated then ends at its next piece."""
+    port = listener.getsockname()[1]
     if not is_loopback(host):
         print(
             f"警告：--host {host}：别的机器也能打开这个页面提问，没有密码。只想自己从别处用，请去掉 --host，"
             f"在你的电脑上 ssh -L {port}:127.0.0.1:{port} 这台机器，再打开 http://127.0.0.1:{port}。",
             file=sys.stderr,
         )
-    # critical: after Ctrl-C uvicorn would log a traceback for every answer that it cuts off
-    config = uvicorn.Config(app, log_level="critical", access_log=False, lifespan="off", timeout_graceful_shutdown=1)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family) as listener:
-        print("聊天页已就绪，在浏览器里打开下面的地址；Ctrl-C 停止。", file=sys.stderr, flush=True)
-        print(f"http://{'[' + host + ']' if ':' in host else host}:{port}", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
-            uvicorn.Server(config).run(sockets=[listener])
+    print("聊天页已就绪，在浏览器里打开下面的地址；Ctrl-C 停止。", file=sys.stderr, flush=True)
+    print(address(host, port), flush=True)
+    run_app(app, listener)
     print("聊天页已关闭。", file=sys.stderr)

@@ -1,12 +1,12 @@
 """The models behind the chat page: loaded in this process, or known to an OpenAI-compatible server.
 
-Each is a ``ChatModel``, whose ``answer`` yields events: {"text"} pieces, {"notice"}, and {"done"} at the end. Closing the
-iterator stops the generation: in this process before the next token, on a server by hanging up on it.
+Each is a ``ChatModel``, whose ``answer`` yields events: {"text"} pieces, {"notice"}, {"wait"} while it is another's turn,
+and {"done"} at the end. Closing the iterator stops the generation: in this process before the model's next layer, on a
+server by hanging up on it.
 """
 
 import asyncio
 import contextlib
-import os
 import sys
 import threading
 from argparse import Namespace
@@ -18,7 +18,7 @@ from typing import Any
 
 from .errors import UserError
 from .inference import DEFAULT_MAX_NEW_TOKENS, Completion, Request
-from .rows import BASE
+from .rows import BASE, longest_prompt
 
 SETTINGS = ("max_new_tokens", "temperature", "top_p", "repetition_penalty", "seed")
 Emit = Callable[[dict], None]
@@ -82,11 +82,14 @@ def load_session(session: Any, names: dict[str, str | None], args: Namespace) ->
 
     def speak(adapter: str | None, messages: list[dict], settings: dict, emit: Emit) -> Completion:
         asked = replace(session, sampling=replace(session.sampling, **settings))
-        request, left_out = fit_history(asked, messages)
-        if left_out:
-            emit({"notice": f"对话太长，略去了最早的 {left_out} 轮。"})
-        with turn, before_each_step(model, emit), using_adapter(model, session, adapter):
-            return stream_answer(model, asked, request, lambda piece: emit({"text": piece}))
+        if turn.locked():
+            emit({"wait": "与它共用一份权重的模型正在回答，答完轮到它。"})
+        with turn:  # the tokenizer too is one: it must not encode for one answer while it decodes for another
+            request, left_out = fit_history(asked, messages)
+            if left_out:
+                emit({"notice": f"对话太长，略去了最早的 {left_out} 轮。"})
+            with before_each_layer(model, emit), using_adapter(model, session, adapter):
+                return stream_answer(model, asked, request, lambda piece: emit({"text": piece}))
 
     defaults = {key: getattr(session.sampling, key) for key in SETTINGS}
 
@@ -97,28 +100,32 @@ def load_session(session: Any, names: dict[str, str | None], args: Namespace) ->
 
 
 @contextlib.contextmanager
-def before_each_step(model: Any, emit: Emit) -> Iterator[None]:
-    """Emit nothing before each forward pass: that is where a stopped answer ends, also one whose tokens make no text."""
+def before_each_layer(model: Any, emit: Emit) -> Iterator[None]:
+    """Emit nothing before each layer runs: there a stopped answer ends, also while it still reads a long prompt."""
+    from torch.nn import ModuleList
+
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hook = base.register_forward_pre_hook(lambda *inputs: emit({}))
+    layers = [layer for part in base.modules() if isinstance(part, ModuleList) for layer in part]
+    hooks = [part.register_forward_pre_hook(lambda *inputs: emit({})) for part in (base, *layers)]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def fit_history(session: Any, messages: list[dict]) -> tuple[Request, int]:
-    """Leave out the oldest turns until the prompt fits; return the request and how many. UserError if none fits."""
+    """Leave out the oldest turns until the prompt and an answer fit; return the request and how many.
+
+    Raises UserError when the last question alone is too long.
+    """
     start = messages[:1] if messages[0]["role"] == "system" else []
     turns, left_out = messages[len(start) :], 0
     while True:
         request = Request(0, start + turns, where="这段对话")
-        try:
+        if len(turns) < 3 or len(session.encode(request)) <= longest_prompt(session):
             session.check([request])
             return request, left_out
-        except UserError:
-            if len(turns) < 3:
-                raise
         turns, left_out = turns[2:], left_out + 1
 
 
@@ -169,21 +176,17 @@ def connect_models(args: Namespace) -> list[ChatModel]:
     """Return the server's models that the flags name, or all of them. Raises UserError when it lacks one."""
     import openai
 
-    from .client import as_user_error, connect, model_names
+    from .client import find_models, name_on_server
 
-    connect(args)  # refuses flags that are the server's to decide, a server that is not there, an unknown --model
-    url = args.client.rstrip("/").removesuffix("/v1") + "/v1"
-    access = {"base_url": url, "api_key": os.environ.get("OPENAI_API_KEY") or "EMPTY", "timeout": 600}
-    try:
-        with openai.OpenAI(**access) as client:
-            known = model_names(client)
-    except openai.OpenAIError as error:
-        raise as_user_error(url, error) from error
-    asked = args.web_models or [f"{Path(name).name}={name}" for name in ([args.model] if args.model else known)]
-    wanted = parse_names(asked, "--web-models")
+    access, known = find_models(args)
+    if args.web_models:
+        wanted = parse_names(args.web_models, "--web-models")
+    else:
+        names = [name_on_server(known, args.model, "--model")] if args.model else known
+        wanted = parse_names([f"{Path(name).name}={name}" for name in names], "--web-models")
     for name, model in wanted.items():
         if model not in known:
-            raise UserError(f"--web-models {name}={model}：{url} 上没有这个模型，有的是：{'、'.join(known)}。")
+            raise UserError(f"--web-models {name}={model}：服务端没有这个模型，有的是：{'、'.join(known)}。")
     client = openai.AsyncOpenAI(**access)
     return [_server_model(client, name, known[model], args) for name, model in wanted.items()]
 
@@ -200,24 +203,20 @@ def _server_model(client: Any, name: str, model: str, args: Namespace) -> ChatMo
 
 async def ask_server(client: Any, name: str, model: str, messages: list[dict], settings: dict) -> AsyncIterator[dict]:
     """Yield the events of a server's answer. The connection is closed with this, and the server stops generating."""
-    import openai
-
-    from .client import as_user_error, request_body
+    from .client import request_body, said_plainly
 
     body = request_body(Namespace(**settings), model, Request(0, messages))
     pieces, finish, usage = [], None, None
-    try:
+    with said_plainly(name):
         stream = await client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **body)
         async with stream:
             async for chunk in stream:
                 usage = chunk.usage or usage
                 for choice in chunk.choices:
-                    if choice.delta.content:
+                    if choice.delta and choice.delta.content:
                         pieces.append(choice.delta.content)
                         yield {"text": choice.delta.content}
                     finish = choice.finish_reason or finish
-    except openai.OpenAIError as error:
-        raise as_user_error(name, error) from error
     if finish is None:
         raise UserError(f"{name}：服务端中途断开，回答不完整。")
     yield {"done": done(Completion("".join(pieces), finish, 0, usage.completion_tokens if usage else 0))}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from LLM_data_gen.answers import FIELDS, read_answer
+from LLM_data_gen.answers import FIELDS, Reading, read_answer
 
 THREE = [
     {
@@ -126,6 +126,24 @@ def test_a_cut_after_bare_quotes():
         samples, problem = read_answer(array(bad)[:cut])
         assert [s for s in samples if isinstance(s, dict)] == [THREE[0], changed("input", "大二", '"大二"')]
         assert problem == "cut_off"
+
+
+@pytest.mark.parametrize(
+    "comment",
+    ["// 样本：“一” {x} [y]\n", '// "input"\n// 第二行\n', "/* 样本\n一 */ ", "# 样本\n"],
+    ids=["line", "lines", "block", "hash"],
+)
+@pytest.mark.parametrize("before", ["{", '"instruction"', '"input"', "}"])
+def test_comments_in_json_are_not_part_of_it(before, comment):
+    text = array(B).replace(before, f"\n{comment}{before}")
+    assert read_answer(f'```json\n{{"samples": {text}}}\n```') == Reading(THREE, "repaired")
+
+
+def test_what_looks_like_a_comment_in_a_string_stays():
+    sample = {**THREE[0], "output": THREE[0]["output"] + "见 https://a.cn/#b，如 {, // 先取数\n# 再算}"}
+    text = json.dumps([sample, THREE[1]], ensure_ascii=False)
+    assert read_answer(text).samples == [sample, THREE[1]]
+    assert read_answer(text.replace("[", "[ // 两条\n", 1)) == Reading([sample, THREE[1]], "repaired")
 
 
 JUNK = [

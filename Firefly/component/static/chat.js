@@ -6,7 +6,7 @@ const NUMBERS = ["temperature", "top_p", "max_new_tokens", "repetition_penalty",
 const REASONS = { stop: "自然结束", length: "到长度上限", stopped: "已停止" };
 
 let models = []; // [{name, defaults}]
-let turns = []; // [{question, answers: {name: {text, notice, error, reason, tokens, seconds, seed}}}]
+let turns = []; // [{question, answers: {name: {text, wait, notice, error, reason, tokens, seconds, seed}}}]
 const asking = new Set(); // one AbortController for each answer under way
 
 // What the model is sent: the system prompt, the turns that it answered, and the question of the last one.
@@ -54,6 +54,7 @@ async function answer(name, count, values) {
     });
     if (!response.ok) throw new Error((await response.json()).error);
     for await (const event of events(response)) {
+      result.wait = event.wait;
       if (event.text) result.text += event.text;
       if (event.notice) result.notice = event.notice;
       if (event.error) result.error = event.error;
@@ -65,7 +66,7 @@ async function answer(name, count, values) {
     if (control.signal.aborted) result.reason = "stopped";
     else result.error = error instanceof TypeError ? "连不上服务，请检查启动它的终端。" : error.message;
   }
-  result.waiting = false;
+  Object.assign(result, { waiting: false, wait: undefined });
   result.seconds = (performance.now() - started) / 1000;
   asking.delete(control);
   if (turns.includes(turn)) finish(turn, name);
@@ -136,7 +137,7 @@ function showAnswer(turn, name) {
   const text = element("div", "", ...markdown(result.text));
   text.className = result.waiting ? "text waiting" : "text";
   card.replaceChildren(element("h2", name), text);
-  for (const kind of ["notice", "error"]) {
+  for (const kind of ["wait", "notice", "error"]) {
     if (!result[kind]) continue;
     const line = element("p", result[kind]);
     line.className = kind;
@@ -222,7 +223,7 @@ function restore() {
   for (const turn of turns) {
     showTurn(turn, Object.keys(turn.answers));
     for (const [name, result] of Object.entries(turn.answers)) {
-      if (result.waiting) Object.assign(result, { waiting: false, reason: "stopped" });
+      if (result.waiting) Object.assign(result, { waiting: false, wait: undefined, reason: "stopped" });
       showAnswer(turn, name);
     }
   }

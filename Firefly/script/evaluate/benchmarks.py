@@ -4,7 +4,8 @@
         --tasks ceval-valid,cmmlu,mmlu --num-fewshot 5 --data-dir data/benchmarks --out Firefly/output/benchmarks
 
 A model may be a folder, a hub name or a LoRA adapter. --data-dir works offline; without it lm-eval asks the hub or its
-cache. Writes benchmarks.json and benchmarks.md; each model's result is kept at once, so a cut run goes on with the next.
+cache. Writes benchmarks.json, benchmarks.md and a page, evaluation.html, that also shows what evaluate.py left in the
+same folder; each model's result is kept at once, so a cut run goes on with the next.
 """
 
 import argparse
@@ -12,16 +13,18 @@ import hashlib
 import json
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # Firefly/, wherever this is called from
 
 from component.errors import UserError, exit_cleanly
+from component.eval_measure import open_model, weights_of
 from component.lm_eval_data import BENCHMARKS, benchmark_of, is_official, write_tasks
-from component.lm_eval_report import against_chance, compare_models, coverage, markdown
+from component.lm_eval_report import accuracy_interval, against_chance, compare_models, coverage, markdown
 from component.lm_eval_run import check_lm_eval, check_tasks, open_tasks, run_tasks, summarize
-from component.script_io import parse_named, write_text
+from component.script_io import make_folder, parse_named, write_text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", help="离线数据的文件夹，里面有 ceval、cmmlu、mmlu；不给则取自 hub 或其缓存")
     parser.add_argument("--task-dir", help="自己写的 lm-eval 任务（YAML）的文件夹")
     parser.add_argument("--out", required=True, help="写出 benchmarks.json 和 benchmarks.md 的文件夹")
-    parser.add_argument("--overwrite", action="store_true", help="重新测，替换 --out 里已有的结果")
+    parser.add_argument("--overwrite", action="store_true", help="--out 里已有报告时重写；测过且设置没有变的模型不重测")
     parser.add_argument("--num-fewshot", type=int, default=5, help="例题数（默认 5）")
     parser.add_argument("--limit", type=int, help="每科最多几题，只为试跑")
     parser.add_argument("--batch-size", type=int, default=8, help="默认 8")
@@ -56,8 +59,6 @@ def main(argv: list[str] | None = None) -> int:
     models = parse_named(args.models, "--models", "base=models/MiniCPM4-0.5B")
     tasks = check_flags(args)
     version = check_lm_eval()
-    from component.eval_measure import open_model
-
     args.max_new_tokens = None
     sessions = {name: open_model(path, args) for name, path in models.items()}
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as work:
@@ -65,8 +66,9 @@ def main(argv: list[str] | None = None) -> int:
         include = [Path(folder) for folder in (args.task_dir, work if found else None) if folder]
         manager = open_tasks(include, with_defaults=not all(benchmark_of(task) in found for task in tasks))
         check_tasks(manager, tasks)
+        data = digest_of([*Path(work).glob("*.jsonl"), *(Path(args.task_dir).glob("*.*") if args.task_dir else [])])
         results = {
-            name: measure(name, session, manager, tasks, settings(args, session, tasks, version, found), args)
+            name: measure(name, session, manager, tasks, settings(args, session, tasks, version, found, data), args)
             for name, session in sessions.items()
         }
     report = build_report(args, tasks, results, version, found)
@@ -74,8 +76,11 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(args.out)
     write_text(out / "benchmarks.md", text)
     write_text(out / "benchmarks.json", json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+    from component.eval_folder import write_page
+
+    write_page(out)
     print(text, file=sys.stderr)
-    print(f"{out}：写入 benchmarks.json 和 benchmarks.md。", file=sys.stderr)
+    print(f"{out}：写入 benchmarks.json、benchmarks.md 和 evaluation.html。", file=sys.stderr)
     return 0
 
 
@@ -94,28 +99,34 @@ def check_flags(args: argparse.Namespace) -> list[str]:
         raise UserError(f"--task-dir {args.task_dir}：没有这个文件夹，请检查路径。")
     if (Path(args.out) / "benchmarks.json").exists() and not args.overwrite:
         raise UserError(f"{args.out}：已有测试结果，请换一个 --out，或加 --overwrite。")
+    make_folder(args.out)
     return tasks
 
 
-def settings(args: argparse.Namespace, session: Any, tasks: list[str], version: str, found: dict) -> dict:
-    """What must be the same for a model's kept result to be used again."""
+def digest_of(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode("utf-8", "surrogateescape") + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def settings(args: argparse.Namespace, session: Any, tasks: list[str], version: str, found: dict, data: str) -> dict:
+    """What must be the same for a model's kept result to be used again. data: names the questions that are on disk."""
     names = ("num_fewshot", "limit", "apply_chat_template", "template_name", "dtype", "data_dir", "task_dir")
-    folders = [session.model_dir, *session.adapters.values()]
-    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".safetensors", ".bin")]
-    weights = "".join(f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in files)
     return {
         **{name: getattr(args, name) for name in names},
         "tasks": tasks,
         "subjects": found,
         "lm_eval": version,
-        "weights": hashlib.sha256(weights.encode()).hexdigest()[:16],
+        "weights": weights_of(session),
+        "data": data,
     }
 
 
 def measure(name: str, session: Any, manager: Any, tasks: list[str], fixed: dict, args: argparse.Namespace) -> dict:
     """Return one model's summary, from OUT/models/NAME.json when it was measured with the same settings before."""
-    kept = Path(args.out) / "models" / f"{name.replace('/', '_')}.json"
-    if kept.exists() and not args.overwrite:
+    kept = Path(args.out) / "models" / f"{name}.json"
+    if kept.exists():
         value = json.loads(kept.read_text(encoding="utf-8"))
         if value["settings"] == fixed:
             print(f"{name}：用已有的结果 {kept}。", file=sys.stderr)
@@ -136,7 +147,10 @@ def build_report(
     own = {name: [s for s in subjects if not is_official(BENCHMARKS[name], s)] for name, subjects in found.items()}
     chance = [against_chance(name, task, result[task]) for name, result in results.items() for task in tasks]
     shown = {
-        name: {task: {key: value for key, value in one.items() if key != "scores"} for task, one in result.items()}
+        name: {
+            task: {key: value for key, value in one.items() if key != "scores"} | {"interval": accuracy_interval(one)}
+            for task, one in result.items()
+        }
         for name, result in results.items()
     }
     return {

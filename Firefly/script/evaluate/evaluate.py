@@ -5,13 +5,16 @@
 
 Loss is the cross-entropy summed over target tokens (the assistant's, stop token included) divided by their number, over
 all and per source; every figure has a 95 % interval, and a gain is claimed only where the interval of the paired
-difference leaves 0 out. A model may be a folder, a hub name or a LoRA adapter. Writes evaluation.json, .md and .html.
+difference leaves 0 out. A model may be a folder, a hub name or a LoRA adapter. Writes evaluation.json, .md and .html;
+each model's losses (losses/) and answers (answers/, as inference_with_*.py writes them) are kept as they come, so a cut
+run goes on, and another model costs only its own time.
 """
 
 import argparse
+import contextlib
 import json
-import os
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # Firefly/, wherever this is called from
 
 from component.errors import UserError, exit_cleanly
-from component.script_io import parse_named
+from component.script_io import make_folder, parse_named, write_text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,8 +42,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--train-file", nargs="+", default=[], metavar="文件", help="训练用的 JSONL（可多个）：查评估记录是否混在其中"
     )
     parser.add_argument("--drop-leaked", action="store_true", help="与训练数据重合的记录不计入（默认只报告，仍计入）")
-    parser.add_argument("--out", help="写出 evaluation.json、.md 和 .html 的文件夹；不给则 JSON 写到标准输出")
-    parser.add_argument("--overwrite", action="store_true", help="--out 里已有评估结果时替换")
+    parser.add_argument(
+        "--out", help="写出 evaluation.json、.md 和 .html 的文件夹，中断后用同一条命令继续；不给则 JSON 写到标准输出"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="--out 里已有报告时重写；测过且没有变的模型不重测")
     parser.add_argument("--template-name", default="auto", help="所有模型统一用的模板；auto 为各自的 chat_template")
     parser.add_argument("--max-samples", type=int, help="每个文件最多用多少条（在文件中等距选取），默认全部")
     parser.add_argument("--max-seq-length", type=int, default=1024, help="超长部分截去（默认 1024）")
@@ -72,10 +77,13 @@ def main(argv: list[str] | None = None) -> int:
     general = (
         every_nth(read_records(args.general_file, "--general-file"), args.max_samples) if args.general_file else []
     )
-    leakage, leaked = check_leakage(args, records + general)
+    leakage = check_leakage(args, records, general)
     sessions = {name: open_model(path, args) for name, path in models.items()}
     report = {"eval_file": str(args.eval_file), "max_seq_length": args.max_seq_length}
-    report |= evaluate(sessions, records, general, leaked, args)
+    leaked = {row["where"] for row in leakage["records"]} if leakage else set()
+    with contextlib.ExitStack() as stack:
+        kept = Path(args.out or stack.enter_context(tempfile.TemporaryDirectory(prefix="evaluate-")))
+        report |= evaluate(sessions, records, general, leaked, args, kept)
     if leakage:
         report["leakage"] = leakage
     print(summary(report), file=sys.stderr)
@@ -102,23 +110,28 @@ def parse_models(args: argparse.Namespace) -> dict[str, str]:
 
 
 def check_out(args: argparse.Namespace) -> None:
+    """UserError, before anything is measured, for a folder that holds a report or cannot be made."""
     if args.out and (Path(args.out) / "evaluation.json").exists() and not args.overwrite:
         raise UserError(f"{args.out}：已有评估结果，请换一个 --out，或加 --overwrite。")
+    if args.out:
+        make_folder(args.out)
 
 
-def check_leakage(args: argparse.Namespace, records: list) -> tuple[dict | None, set[str]]:
-    """Look for the held-out records in --train-file; return what to report, and where the records to drop stand."""
+def check_leakage(args: argparse.Namespace, held_out: list, general: list) -> dict | None:
+    """Look for the held-out records in --train-file; return what to report."""
     if not args.train_file:
-        return None, set()
+        return None
     from component.leakage import KINDS, find_leaks, of_messages
 
+    records = held_out + general
     leaks, read = find_leaks([of_messages(record.messages) for record in records], args.train_file)
     counts = Counter(leak.kind for leak in leaks)
-    report = {
+    return {
         "train_files": [str(path) for path in args.train_file],
         "train_records": read,
         "checked": len(records),
         "leaked": len(leaks),
+        "general": sum(leak.index >= len(held_out) for leak in leaks),
         "by_kind": {kind: counts[kind] for kind in KINDS},
         "excluded": args.drop_leaked,
         "records": [
@@ -134,30 +147,35 @@ def check_leakage(args: argparse.Namespace, records: list) -> tuple[dict | None,
             for leak in leaks
         ],
     }
-    return report, {records[leak.index].where for leak in leaks} if args.drop_leaked else set()
 
 
 def evaluate(
-    sessions: dict[str, Any], records: list, general: list, leaked: set[str], args: argparse.Namespace
+    sessions: dict[str, Any], records: list, general: list, leaked: set[str], args: argparse.Namespace, kept: Path
 ) -> dict:
-    """Measure every model on every set of records, each model loaded once; return the report."""
+    """Measure every model on every set of records, each model loaded once at most; return the report.
+
+    Args:
+        leaked: where the records stand that the training data holds: left out, or told apart.
+        kept: the folder that holds what was measured.
+    """
     from component import bootstrap
     from component.eval_losses import loss_report
     from component.eval_measure import measure_model
-    from component.eval_records import every_nth, prepare, requests_of
+    from component.eval_records import choose_asked, prepare
     from component.scores import TOKENIZATION, score_models, spread
 
-    sets = [prepare(sessions, part, leaked, args.max_seq_length) for part in (records, general) if part]
-    asked = every_nth(sets[0].records, args.generate) if args.generate else []
-    for session in sessions.values():
-        session.check(requests_of(asked))
+    dropped, leaked = (leaked, set()) if args.drop_leaked else (set(), leaked)
+    sets = [prepare(sessions, part, dropped, args.max_seq_length) for part in (records, general) if part]
+    asked, notes = choose_asked(sets[0].records, leaked, args.generate)
     sums: list[list[list[float]]] = [[] for _ in sets]
     answers: dict[str, list[dict]] = {}
     for name, session in sessions.items():
-        measured, answers[name] = measure_model(name, session, [one.encoded[name] for one in sets], asked, args)
+        encoded = [one.encoded[name] for one in sets]
+        measured, answers[name] = measure_model(name, session, encoded, asked, args, kept)
         for column, values in zip(sums, measured, strict=True):
             column.append(values)
-    report = loss_report(sets[0], sums[0], args.seed)
+    report = loss_report(sets[0], sums[0], args.seed, leaked)
+    report["notes"] = report["notes"] + notes
     report["interval"] = {
         "level": bootstrap.LEVEL,
         "seed": args.seed,
@@ -167,7 +185,7 @@ def evaluate(
         adapter = [str(path) for path in session.adapters.values()]
         report["models"][name] = {"path": session.model, "adapter": adapter, **report["models"][name]}
     if general:
-        report["general"] = {"file": str(args.general_file), **loss_report(sets[1], sums[1], args.seed)}
+        report["general"] = {"file": str(args.general_file), **loss_report(sets[1], sums[1], args.seed, leaked)}
     if asked:
         figures, report["answer_differences"] = score_models(answers, args.seed)
         report["tokenization"] = TOKENIZATION
@@ -183,20 +201,17 @@ def evaluate(
 
 
 def write_report(args: argparse.Namespace, report: dict, text: str) -> None:
-    from component.eval_page import report_page
+    from component.eval_folder import write_page
 
     data = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
     if not args.out:
         sys.stdout.write(data)
         return
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    files = {"evaluation.md": f"# 评估\n\n{text}\n", "evaluation.html": report_page(report), "evaluation.json": data}
-    for name, content in files.items():
-        part = out / f"{name}.part"
-        part.write_text(content, encoding="utf-8", errors="replace")
-        os.replace(part, out / name)
-    print(f"{out}：写入 {'、'.join(files)}。", file=sys.stderr)
+    write_text(out / "evaluation.md", f"# 评估\n\n{text}\n")
+    write_text(out / "evaluation.json", data)
+    write_page(out)
+    print(f"{out}：写入 evaluation.json、.md 和 .html。", file=sys.stderr)
 
 
 if __name__ == "__main__":

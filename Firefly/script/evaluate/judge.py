@@ -4,8 +4,8 @@
         --base-url https://api.deepseek.com --model deepseek-flash --extra '{"thinking": {"type": "disabled"}}' \\
         --out Firefly/output/judge
 
-The answers are files of inference_with_*.py. Any OpenAI-compatible server is a judge; the key comes from OPENAI_API_KEY.
-Writes judge.json and judge.md; every reply is in verdicts.jsonl at once, so a cut run goes on where it stopped.
+The answers are files of inference_with_*.py, or evaluate.py's OUT/answers/. Any OpenAI-compatible server is a judge; the key comes from OPENAI_API_KEY.
+Writes judge.json, judge.md and a page, evaluation.html, that also shows what evaluate.py left in the same folder; every reply is in verdicts.jsonl at once, so a cut run goes on where it stopped.
 """
 
 import argparse
@@ -73,12 +73,18 @@ def main(argv: list[str] | None = None) -> int:
         for mine, theirs in zip(answers[against], answers[model], strict=True):
             questions |= dict(keyed(judge, mine, theirs))
     replies = judge_all(judge, questions, out / "verdicts.jsonl", args.concurrency, args.max_asks)
+    last = [entries[-1] for entries in replies.values() if entries]
+    if last and all(entry["finish_reason"] == "refused" for entry in last):
+        raise UserError(f"评审服务拒绝了全部 {len(last)} 个问题（{last[0]['reason']}），请换一个评审模型，或调整参数。")
     report = build_report(judge, answers, pairs, replies)
     text = markdown(report)
     write_text(out / "judge.md", text)
     write_text(out / "judge.json", json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+    from component.eval_folder import write_page
+
+    write_page(out)
     print(text, file=sys.stderr)
-    print(f"{out}：写入 judge.json 和 judge.md。", file=sys.stderr)
+    print(f"{out}：写入 judge.json、judge.md 和 evaluation.html。", file=sys.stderr)
     return 0
 
 
@@ -116,11 +122,17 @@ def keyed(judge: Judge, mine: Row, theirs: Row) -> list[tuple[str, list[dict]]]:
 def build_report(judge: Judge, answers: dict[str, list[Row]], pairs: list[tuple[str, str]], replies: dict) -> dict:
     """The whole result, a function of the answers and the journal alone: a resumed run writes the same bytes."""
     everything = [entry for entries in replies.values() for entry in entries]
-    tokens = {name: sum(entry[name] for entry in everything) for name in ("prompt_tokens", "completion_tokens")}
+    refused = sum(entry["finish_reason"] == "refused" for entry in everything)
+    tokens = {name: sum(entry.get(name, 0) for entry in everything) for name in ("prompt_tokens", "completion_tokens")}
     return {
         "judge": {"address": judge.address, **judge.settings},
         "questions": len(next(iter(answers.values()))),
-        "replies": {"paid": len(everything), "unfit": sum(e["winner"] is None for e in everything), **tokens},
+        "replies": {
+            "paid": len(everything) - refused,
+            "unfit": sum(e["winner"] is None for e in everything) - refused,
+            "refused": refused,
+            **tokens,
+        },
         "mean_characters": {n: sum(len(r.response) for r in rows) / len(rows) for n, rows in answers.items()},
         "pairs": [
             judge_pair(judge, answers[against], answers[model], against, model, replies, len(pairs))

@@ -9,7 +9,6 @@ For machines where vLLM and SGLang do not run, or where they are more than is ne
 
 import argparse
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -18,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # Firefly/, wherev
 
 from component.errors import UserError, exit_cleanly
 from component.inference import add_model_flags, add_sampling_flags
+from component.listening import address, is_loopback, listen, run_app
 
 KEY_VARIABLE = "FIREFLY_API_KEY"
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,16 +51,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     check_flags(args)
-    listener = listen(args.host, args.port)
-    url = f"http://{'[' + args.host + ']' if ':' in args.host else args.host}:{listener.getsockname()[1]}"
     api_key = choose_key(args)
-    if args.host not in LOOPBACK and not api_key:
+    listener = listen(args.host, args.port)
+    if not is_loopback(args.host) and not api_key:
         print(
             f"警告：监听 {args.host}，别的机器也能访问，而且没有设密钥；请设置环境变量 {KEY_VARIABLE}。",
             file=sys.stderr,
         )
     with listener:
-        run(args, listener, url, api_key)
+        run(args, listener, api_key)
     return 0
 
 
@@ -93,26 +91,13 @@ def choose_key(args: argparse.Namespace) -> str | None:
     return key
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Take the port before the model is loaded, so that a port in use is known at once."""
-    try:
-        return socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024
-        )
-    except OSError as error:
-        raise UserError(
-            f"--host {host} --port {port}：不能在这里监听（{error.strerror}），请换一个端口或地址。"
-        ) from None
-
-
-def run(args: argparse.Namespace, listener: socket.socket, url: str, api_key: str | None) -> None:
+def run(args: argparse.Namespace, listener: socket.socket, api_key: str | None) -> None:
     """Load the model and answer until SIGINT or SIGTERM."""
     from component.session import choose_device, only_adapter, open_session
 
     session = open_session(args)
     only_adapter(session)
     device, dtype = choose_device(args)
-    import uvicorn
     from component.generate import load_model
     from component.http_api import Service, build_app
     from component.http_batch import Batcher
@@ -121,22 +106,13 @@ def run(args: argparse.Namespace, listener: socket.socket, url: str, api_key: st
     name = args.served_model_name or next(iter(session.adapters), None) or served_name(session)
     model = load_model(session, device, dtype, args.load_in_4bit)
     batcher = Batcher(model, args.batch_size, args.queue_size, args.max_batch_tokens)
-    app = build_app(Service(session, batcher, name, api_key, args.max_body_kb << 10))
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=5,
-        lifespan="off",
-    )
+    # Whoever listens elsewhere is asked under many names; and a key keeps web sites out by itself, behind a proxy too.
+    only_here = is_loopback(args.host) and not api_key
+    app = build_app(Service(session, batcher, name, api_key, args.max_body_kb << 10, only_here))
     print(f"服务已就绪，模型名 {name}，Ctrl-C 停止。", file=sys.stderr, flush=True)
-    print(f"{url}/v1", flush=True)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: None)  # uvicorn raises it once more after its own clean stop
+    print(f"{address(args.host, listener.getsockname()[1])}/v1", flush=True)
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        run_app(app, listener)
     finally:
         batcher.close()
         print("服务已停止。", file=sys.stderr)

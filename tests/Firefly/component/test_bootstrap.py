@@ -70,5 +70,7 @@ def test_a_gain_is_claimed_only_where_the_interval_leaves_0_out(bounds, records,
     assert bootstrap.judge(bounds, records, lower_is_better) == verdict
 
 
-def test_one_record_has_no_interval():
-    assert bootstrap.interval(bootstrap.resample(np.ones((1, 1)), 0)[:, 0], 1) is None
+@pytest.mark.parametrize("records", [1, 2, 5])
+def test_records_too_few_for_95_percent_have_no_interval(records):
+    """Of 2 records the widest interval that draws can give, from the one to the other, holds the truth every other time."""
+    assert bootstrap.interval(bootstrap.resample(np.ones((records, 1)), 0)[:, 0], records) is None

@@ -5,7 +5,7 @@ import pytest
 
 from Firefly.component.errors import UserError
 from Firefly.component.eval_losses import Losses, analyse, loss_report
-from Firefly.component.eval_records import HeldOut, Record, target_groups
+from Firefly.component.eval_records import HeldOut, Record, choose_asked, prepare, target_groups
 
 
 def measured(groups: dict[str, int]) -> Losses:
@@ -51,3 +51,63 @@ def test_a_loss_that_is_no_number_is_an_error_with_its_place():
     held = HeldOut([Record("e.jsonl:7", "hit", [])], {"base": [([1, 2], [-100, 2])]}, {"base": 0}, 1, 0, {}, [])
     with pytest.raises(UserError, match="e.jsonl:7"):
         loss_report(held, [[float("nan")]], 0)
+
+
+def held_out(sources: list[str]) -> HeldOut:
+    records = [Record(f"e.jsonl:{i}", source, []) for i, source in enumerate(sources)]
+    pairs = [([1, 2], [-100, 2])] * len(records)
+    return HeldOut(records, {"base": pairs, "tuned": pairs}, {"base": 0, "tuned": 0}, len(records), 0, {}, [])
+
+
+def test_a_gain_on_what_was_trained_on_is_none():
+    """Eight records of hit gain 1, all of them leaked; eight of firefly gain nothing, give or take."""
+    held = held_out(["hit"] * 8 + ["firefly"] * 8)
+    sums = [[3.0] * 16, [2.0] * 8 + [3.1, 2.9] * 4]
+    leaked = {f"e.jsonl:{i}" for i in range(8)}
+    plain = {d["source"]: d["verdict"] for d in loss_report(held, sums, 0)["differences"]}
+    assert plain == {None: "better", "hit": "better", "firefly": "unclear"}
+    report = loss_report(held, sums, 0, leaked)
+    assert {d["source"]: d["verdict"] for d in report["differences"]} == plain | {"hit": "leaked"}
+    (without,) = report["without_leaked"]["differences"]
+    assert (without["records"], without["verdict"], without["difference"]) == (8, "unclear", pytest.approx(0))
+    report = loss_report(held, sums, 0, {record.where for record in held.records})
+    assert {d["verdict"] for d in report["differences"]} == {"leaked", "unclear"}
+    assert report["without_leaked"] == {"records": 0, "differences": []}
+
+
+def test_questions_to_answer_are_those_that_did_not_leak():
+    records = held_out(["hit"] * 6).records
+    assert choose_asked(records, set(), 2) == ([records[0], records[3]], [])
+    asked, notes = choose_asked(records, {"e.jsonl:0", "e.jsonl:3"}, 9)
+    assert [one.where[-1] for one in asked] == ["1", "2", "4", "5"]
+    assert "4 条" in notes[0]
+    assert choose_asked(records, {one.where for one in records}, 9) == (records, [])
+    assert choose_asked(records, {"e.jsonl:0"}, 0) == ([], [])
+
+
+class Session:
+    """Each character of a conversation is a token, and all but the first a target."""
+
+    class tokenizer:
+        chat_template = "t"
+
+
+def test_copies_count_once_and_small_sources_together(monkeypatch):
+    """Twenty sources, the first with three records, two of them the same."""
+    from Firefly.component import prompt
+
+    monkeypatch.setattr(prompt, "encode_conversations", lambda tokenizer, many: [([1, 2], [-100, 2])] * len(many))
+
+    def record(i: int, source: str, text: str) -> Record:
+        return Record(
+            f"e.jsonl:{i}", source, [{"role": "user", "content": text}, {"role": "assistant", "content": "答"}]
+        )
+
+    records = [record(i, f"s{max(0, i - 2)}", f"问{max(1, i)}") for i in range(22)]
+    held = prepare({"base": Session()}, records, set(), 9)
+    assert held.read == 22 == len(held.records) + sum(held.dropped.values())
+    assert held.dropped == {"没有目标 token": 0, "与前面的记录相同": 1}
+    assert [one.where for one in held.records] == [f"e.jsonl:{i}" for i in range(22) if i != 1]
+    assert len({one.source for one in held.records}) == 12
+    assert sum(one.source == "其余" for one in held.records) == 9
+    assert "有 20 个来源" in held.notes[0]

@@ -1,11 +1,13 @@
 """What a report says in words and on its page: never more than an interval supports, and nothing from outside."""
 
+import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 
-from Firefly.component.eval_page import report_page
+from Firefly.component.binomial import compare
+from Firefly.component.eval_folder import write_page
 from Firefly.component.eval_text import markdown, sentence, summary
 from Firefly.component.scores import TOKENIZATION, score_models, spread
 
@@ -28,6 +30,7 @@ def difference(verdict: str, bounds: list[float], **changes) -> dict:
             False,
             "s1 比 base：「hit」的损失差 -0.050（95% 区间 -0.200 到 +0.100，20 条）；区间含 0，不能说有提高。",
         ),
+        (difference("leaked", [-0.6, -0.2]), False, "s1 比 base：损失低 0.400（95% 区间 0.200 到 0.600，20 条），都训练过，不算提高。"),
         (difference("few", [-0.6, -0.2], records=3), False, "s1 比 base：损失只有 3 条记录，太少，不下结论。"),
         (difference("worse", [0.2, 0.6]), True, "s1 比 base：通用数据的损失高 0.400（95% 区间 0.200 到 0.600，20 条），有遗忘。"),
         (
@@ -118,9 +121,17 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_shut_and_the_same_each_time(report):
-    html = report_page(report)
-    assert html == report_page(report)
+def made(out, **reports: dict) -> str:
+    """The page for the reports that stand in a folder."""
+    for name, value in reports.items():
+        (out / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+    write_page(out)
+    return (out / "evaluation.html").read_text(encoding="utf-8")
+
+
+def test_the_page_is_whole_shut_and_the_same_each_time(report, tmp_path):
+    html = made(tmp_path, evaluation=report)
+    assert html == made(tmp_path)
     tags = Tags()
     tags.feed(html)
     assert tags.open == []
@@ -132,6 +143,32 @@ def test_the_page_is_whole_shut_and_the_same_each_time(report):
     }
     assert html.count("<article>") == 8
     assert "nan" not in html
+
+
+def judged(name: str) -> dict:
+    """A judge's report on 8 wins, 1 tie, 1 loss."""
+    verdict = {"question": name, "identical": False, "first": "B", "second": None, "reasons": [name], "lengths": [1, 2]}
+    pair = {"model": name, "against": "base", "win": 8, "tie": 1, "lose": 1, "judged": 10, "verdicts": [verdict]}
+    pair |= {"comparison": compare(8, 1, 10).to_json(), "sentence": name, "position": {"sentence": name}}
+    return {"judge": {"model": name}, "questions": 10, "pairs": [pair]}
+
+
+def test_judge_and_benchmarks_in_the_same_folder_stand_on_the_same_page(report, tmp_path):
+    task = {"metric": "acc", "value": 0.3, "interval": [0.2, 0.4], "questions": 60}
+    benchmarks = {"lm_eval": "0.4", "num_fewshot": 5, "tasks": [ATTACK], "comparisons": [{"sentence": ATTACK}]}
+    benchmarks |= {"models": {ATTACK: {"tasks": {ATTACK: task}}}, "against_chance": [ATTACK], "notes": []}
+    html = made(tmp_path, judge=judged(ATTACK))
+    assert "8 胜 1 平 1 负" in html
+    assert 'id="losses"' not in html
+    html = made(tmp_path, benchmarks=benchmarks, evaluation=report)
+    order = ("verdicts", "judge", "benchmarks", "losses")
+    assert sorted(order, key=lambda name: html.index(f'id="{name}"')) == list(order)
+    assert "[20.0%, 40.0%]" in html
+    assert "+70.0%" in html
+    tags = Tags()
+    tags.feed(html)
+    assert tags.open == []
+    assert not tags.names & {"script", "img"}
 
 
 def test_words_state_the_tokenisation_the_leaks_and_the_number_of_comparisons(report):

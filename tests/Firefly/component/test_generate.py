@@ -96,3 +96,31 @@ def test_a_long_question_is_answered_from_its_end(tiny_minicpm, tmp_path, capsys
     assert same.index == 0
     assert 50 <= completion.prompt_tokens <= 54
     assert completion.completion_tokens <= 10
+
+
+def test_a_long_prompt_is_read_in_pieces_and_streams_the_same(tiny_minicpm, adapters, monkeypatch):
+    """Between two pieces Ctrl-C and a stopped chat get their turn; in one pass nobody would for minutes."""
+    from Firefly.component import generate
+
+    request = Request(0, [{"role": "user", "content": QUESTIONS[1] * 9}], {"adapter": "style"})
+    engine = load(tiny_minicpm, adapters.values())
+    ((_, batched),) = engine.generate([request])
+    monkeypatch.setattr(generate, "PREFILL", 50)
+    read, read_ahead = [], generate.read_ahead
+    monkeypatch.setattr(generate, "read_ahead", lambda *a: read.append(read_ahead(*a)) or read[-1])
+    assert engine.stream(request, lambda piece: None) == batched
+    assert batched.prompt_tokens > 200
+    (cache,) = read
+    assert cache.get_seq_length() == batched.prompt_tokens + batched.completion_tokens - 1
+
+
+@pytest.mark.parametrize(("base", "said"), [("tiny-minicpm", False), ("stage1-merged", True)])
+def test_an_adapter_of_another_base_is_said(tiny_minicpm, adapters, tmp_path, capsys, base, said):
+    """A second stage's adapter sits on the merged first stage; on the base itself its answers mean nothing."""
+    folder = tmp_path / "stage2"
+    shutil.copytree(adapters["style"], folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = f"somewhere/else/{base}"
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    load(tiny_minicpm, [folder])
+    assert ("是在 somewhere/else/stage1-merged 上训练的" in capsys.readouterr().err) is said

@@ -8,11 +8,12 @@ from Firefly.component.http_protocol import ApiError, parse_chat, parse_json, pa
 from Firefly.component.session import Sampling
 
 DEFAULTS = Sampling(max_new_tokens=64, temperature=0.0, top_p=0.9, top_k=5, repetition_penalty=1.1, seed=7)
+CONTEXT = 1000
 HI = [{"role": "user", "content": "你好"}]
 
 
 def chat(**fields):
-    return parse_chat({"messages": HI} | fields, DEFAULTS, ("m",))
+    return parse_chat({"messages": HI} | fields, DEFAULTS, ("m",), CONTEXT)
 
 
 def test_only_what_is_given_changes():
@@ -21,7 +22,7 @@ def test_only_what_is_given_changes():
     assert sampling == Sampling(9, 1.0, 0.5, 0, 2.0, 2**63 - 1)
     assert chat(max_tokens=9, max_completion_tokens=8).sampling.max_new_tokens == 8
     assert chat(temperature=0.001).sampling.temperature == 0
-    assert chat(max_tokens=10**30).sampling.max_new_tokens == 10**30, "capped to the context when it starts"
+    assert chat(max_tokens=CONTEXT).sampling.max_new_tokens == CONTEXT, "cut to what the prompt leaves when it starts"
 
 
 def test_content_parts_developer_role_and_stop():
@@ -30,6 +31,13 @@ def test_content_parts_developer_role_and_stop():
     assert asked.messages == [{"role": "system", "content": "简短"}, *HI]
     assert asked.stop == ("。",)
     assert not asked.stream
+
+
+@pytest.mark.parametrize("empty", ["", None])
+def test_an_answer_that_was_empty_may_stand_in_the_history(empty):
+    """A model may have answered nothing; its conversation must not be stuck for ever."""
+    asked = chat(messages=[*HI, {"role": "assistant", "content": empty}, *HI])
+    assert asked.messages == [*HI, {"role": "assistant", "content": ""}, *HI]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +67,8 @@ def test_content_parts_developer_role_and_stop():
         ({"seed": "1"}, 400, "seed"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"max_tokens": 1.5}, 400, "max_tokens"),
+        ({"max_tokens": CONTEXT + 1}, 400, "max_tokens"),
+        ({"max_tokens": 10**30}, 400, "max_tokens"),
         ({"max_completion_tokens": -5}, 400, "max_completion_tokens"),
         ({"n": 2}, 400, "n"),
         ({"stream": "yes"}, 400, "stream"),
@@ -104,19 +114,19 @@ def test_a_byte_order_mark_is_let_pass():
 
 @pytest.mark.parametrize("inputs", ["你好", " 你好\n", "<s>你好</s>", "<s>你好"])
 def test_the_old_inputs(inputs):
-    assert parse_old({"inputs": inputs}, DEFAULTS).messages == HI
+    assert parse_old({"inputs": inputs}, DEFAULTS, CONTEXT).messages == HI
 
 
 def test_the_old_turns_and_settings():
-    asked = parse_old({"inputs": "<s>问一</s>答一</s>问二</s>", "max_new_tokens": 500, "do_sample": True}, DEFAULTS)
+    asked = parse_old({"inputs": "<s>问一</s>答一</s>问二</s>", "max_new_tokens": 500, "do_sample": True}, DEFAULTS, CONTEXT)
     assert [m["role"] for m in asked.messages] == ["user", "assistant", "user"]
     assert [m["content"] for m in asked.messages] == ["问一", "答一", "问二"]
     assert (asked.sampling.max_new_tokens, asked.sampling.temperature) == (500, 1.0)
-    flat = parse_old({"inputs": "x", "temperature": 0.35, "do_sample": True, "num_beams": 1}, DEFAULTS)
-    nested = parse_old({"inputs": "x", "parameters": {"temperature": 0.35, "do_sample": True}}, DEFAULTS)
+    flat = parse_old({"inputs": "x", "temperature": 0.35, "do_sample": True, "num_beams": 1}, DEFAULTS, CONTEXT)
+    nested = parse_old({"inputs": "x", "parameters": {"temperature": 0.35, "do_sample": True}}, DEFAULTS, CONTEXT)
     assert flat.sampling == nested.sampling
     assert flat.sampling.temperature == 0.35
-    assert parse_old({"inputs": "x", "temperature": 0.35, "do_sample": False}, DEFAULTS).sampling.temperature == 0
+    assert parse_old({"inputs": "x", "temperature": 0.35, "do_sample": False}, DEFAULTS, CONTEXT).sampling.temperature == 0
 
 
 @pytest.mark.parametrize(
@@ -124,5 +134,5 @@ def test_the_old_turns_and_settings():
 )
 def test_the_old_request_refused(body):
     with pytest.raises(ApiError) as caught:
-        parse_old(body, DEFAULTS)
+        parse_old(body, DEFAULTS, CONTEXT)
     assert (caught.value.status, caught.value.param) == (400, "inputs")

@@ -1,5 +1,7 @@
 """Verdicts read strictly, two orders combined, and claims held to exact binomial figures worked by hand."""
 
+import math
+
 import pytest
 
 from Firefly.component.binomial import compare, say, share_interval, sign_test
@@ -42,6 +44,20 @@ def test_claim_only_what_the_interval_supports(wins, losses, alpha, verdict):
     sentence = say("stage2", "base", result, "120 题")
     assert ("不能说" in sentence) == (verdict == "unclear")
     assert ("好于" in sentence) == (verdict == "better")
+
+
+def test_the_interval_holds_the_true_difference_as_often_as_it_says():
+    """Every outcome of 24 questions, weighed by its probability: 5 % won and none lost, and three more."""
+    for win, lose in ((0.05, 0.0), (0.3, 0.05), (0.2, 0.2), (0.9, 0.1)):
+        held = 0.0
+        for wins in range(25):
+            for losses in range(25 - wins):
+                ties, found = 24 - wins - losses, compare(wins, losses, 24)
+                ways = math.comb(24, wins) * math.comb(24 - wins, losses)
+                if found.low - 1e-9 <= win - lose <= found.high + 1e-9:
+                    held += ways * win**wins * lose**losses * abs(1 - win - lose) ** ties
+        assert held > 0.95, (win, lose)
+    assert (compare(0, 0, 0).low, compare(0, 0, 0).high) == (-1, 1), "nothing is known of nothing"
 
 
 @pytest.mark.parametrize(

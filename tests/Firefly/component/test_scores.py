@@ -95,6 +95,30 @@ def test_models_are_scored_and_compared_on_the_same_questions():
     assert len(verdicts) == 3 * len(scores.COMPARED)
 
 
+@pytest.mark.parametrize(
+    ("ended", "bounds", "verdict"),
+    [
+        (
+            [8, 0, 0],
+            [2 * 0.025 ** (1 / 8) - 1, 1],
+            "better",
+        ),  # all of 8 now end: at least 0.025 ** (1 / 8) of such would
+        ([5, 0, 3], [5 / 8 * (2 * 0.025 ** (1 / 5) - 1), 5 / 8], "unclear"),  # 5 : 0 falls so once in 16
+        ([0, 0, 8], [0, 0], "unclear"),
+    ],
+)
+def test_a_share_is_compared_by_the_exact_test(ended, bounds, verdict):
+    """ended: how many end by themselves with the later model only, with the earlier only, with both."""
+    later, earlier, both = ended
+    first = answers(["答"] * 8)
+    for i, one in enumerate(first):
+        one["finish_reason"] = "length" if i < later else "stop"
+    _, differences = scores.score_models({"base": first, "stage1": answers(["答"] * 8)}, seed=0)
+    row = next(d for d in differences if d["metric"] == "ends_by_itself")
+    assert row["interval"] == pytest.approx(bounds, abs=1e-5)
+    assert row["verdict"] == verdict
+
+
 def test_a_missing_library_is_named_before_anything_is_loaded(monkeypatch):
     import importlib.util
 

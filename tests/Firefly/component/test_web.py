@@ -18,7 +18,14 @@ import inference_with_vLLM
 from Firefly.component.errors import UserError
 from Firefly.component.inference import Request
 from Firefly.component.web import build_app, check_web_flags, hide_paths, open_page
-from Firefly.component.web_models import connect_models, load_models, parse_names
+from Firefly.component.web_models import (
+    Stopped,
+    before_each_layer,
+    connect_models,
+    fit_history,
+    load_models,
+    parse_names,
+)
 
 HELLO = [{"role": "user", "content": "你是谁？"}]
 FOREVER = {"max_new_tokens": 1 << 20, "temperature": 0}
@@ -167,6 +174,51 @@ def test_an_answer_without_any_text_stops_too(port, monkeypatch):
     wait_until(lambda: not generating())
 
 
+def test_a_stopped_answer_ends_between_two_layers(tiny_minicpm):
+    """Not only between two tokens: reading a long prompt may take minutes."""
+    import torch
+
+    from Firefly.component.checkpoint import load_causal_lm
+
+    model, begun = load_causal_lm(tiny_minicpm), []
+
+    def emit(event):
+        begun.append(event)
+        if len(begun) == 3:  # the model itself, its first layer, its second layer
+            raise Stopped
+
+    with pytest.raises(Stopped), before_each_layer(model, emit):
+        model(torch.tensor([[1, 2, 3]]))
+    model(torch.tensor([[1, 2, 3]]))
+    assert begun == [{}] * 3, "and nothing stays behind"
+
+
+def test_who_waits_for_shared_weights_is_told_so(tiny_minicpm, adapter):
+    models = load_models(parse("--model", str(tiny_minicpm), "--adapter", f"style={adapter}"))
+    with serving(models) as port:
+        first, answer = post(port, {"model": "base", "messages": HELLO, "settings": FOREVER})
+        assert json.loads(answer.readline())["text"]
+        second, waiting = post(port, {"model": "style", "messages": HELLO, "settings": {"max_new_tokens": 2}})
+        assert "答完轮到它" in json.loads(waiting.readline())["wait"]
+        first.sock.shutdown(socket.SHUT_RDWR)
+        assert "done" in json.loads(waiting.read().splitlines()[-1])
+        second.close()
+
+
+def test_a_conversation_is_cut_while_an_answer_still_fits(tiny_minicpm):
+    from dataclasses import replace
+
+    from Firefly.component.session import open_session
+
+    session = open_session(parse("--model", str(tiny_minicpm), "--max-new-tokens", "512"))
+    turn = [{"role": "user", "content": "龘" * 10}, {"role": "assistant", "content": "校训"}]
+    whole = len(session.encode(Request(0, [*turn, *HELLO])))
+    tight = replace(session, context=whole + 1)  # all of it would fit, and leave one token for the answer
+    request, left_out = fit_history(tight, [*turn, *HELLO])
+    assert (left_out, request.messages) == (1, HELLO)
+    assert fit_history(replace(session, context=2 * whole), [*turn, *HELLO])[1] == 0
+
+
 def test_adapters_share_their_base_and_stand_beside_it(tiny_minicpm, adapter):
     models = load_models(parse("--model", str(tiny_minicpm), "--adapter", f"style={adapter}", "--temperature", "0"))
     merged = load_models(parse("--web-models", f"stage1={adapter}", "--temperature", "0"))
@@ -243,6 +295,7 @@ class Endless(BaseHTTPRequestHandler):
     """An OpenAI-compatible server that streams until its client hangs up."""
 
     seen: list[dict] = []
+    listed: list[str] = []
     hung_up = threading.Event()
     protocol_version = "HTTP/1.1"
 
@@ -258,6 +311,7 @@ class Endless(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self):
+        self.listed.append(self.path)
         self._json(200, {"object": "list", "data": [{"id": n, "object": "model"} for n in ("/srv/models/a", "b")]})
 
     def do_POST(self):
@@ -288,7 +342,9 @@ def endless():
 
 
 def test_a_servers_models_stop_with_the_page(endless):
+    Endless.listed.clear()
     models = connect_models(parse("--client", endless, "--top-p", "0.5", script=inference_with_vLLM))
+    assert Endless.listed == ["/v1/models"], "asked once"
     assert [model.name for model in models] == ["a", "b"], "a server may call its model by a path"
     with serving(models) as port:
         connection, answer = post(port, {"model": "a", "messages": HELLO, "settings": {"seed": 7}})
@@ -310,6 +366,11 @@ def test_names_of_a_server_can_be_chosen(endless):
     assert [model.name for model in connect_models(args)] == ["base", "stage1"]
     with pytest.raises(UserError, match="没有这个模型，有的是"):
         connect_models(parse("--client", endless, "--web-models", "x=c", script=inference_with_vLLM))
+    with pytest.raises(UserError, match="--model c：服务端没有这个模型"):
+        connect_models(parse("--client", endless, "--model", "c", script=inference_with_vLLM))
+    assert [m.name for m in connect_models(parse("--client", endless, "--model", "b", script=inference_with_vLLM))] == [
+        "b"
+    ]
 
 
 @pytest.mark.parametrize(

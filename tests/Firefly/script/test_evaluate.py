@@ -127,7 +127,11 @@ def test_every_record_is_accounted_for(evaluate, tiny_minicpm, eval_file, capsys
         (["a=no/such/model"], None, "模型文件夹不存在"),
         (["a=TINY"], '{"conversation": []}', ":6：缺少 conversation"),
         (["a=TINY"], '{"conversation"', ":6：不是完整的 JSON"),
-        (["a=TINY"], '{"messages": [{"role": "user", "content": "问"}]}', ":6：没有 assistant 的回答"),
+        (["a=TINY"], '{"messages": [{"role": "user", "content": "问"}]}', ":6：没有提问和 assistant 的回答"),
+        (["a=TINY"], '{"messages": [{"role": "assistant", "content": "答"}]}', ":6：没有提问和 assistant 的回答"),
+        (["a=TINY"], '{"conversation": [{"human": "问", "assistant": "\\ud800"}]}', ":6：文本里有半个字符"),
+        (["a/b=TINY"], None, "名字应简短，不含 /"),
+        (["a=TINY", "--out", __file__], None, "这是一个文件，请给出文件夹"),
         (["a=TINY", "--drop-leaked"], None, "请同时给出 --train-file"),
         (["a=TINY", "--train-file", "no/such.jsonl"], None, "找不到训练文件"),
         (["a=TINY", "--general-file", "no/such.jsonl"], None, "检查 --general-file"),
@@ -212,3 +216,55 @@ def test_leaked_records_are_left_out_only_when_asked(evaluate, tiny_minicpm, eva
     assert report["dropped"] == {"没有目标 token": 0, "与训练数据重合": 1}
     assert report["read"] == 5 == report["evaluated"] + sum(report["dropped"].values())
     assert "这 1 条已不计入（--drop-leaked）" in captured.err
+
+
+def test_what_was_measured_before_a_cut_is_kept(evaluate, tiny_minicpm, eval_file, tmp_path, capsys, monkeypatch):
+    """Cut after the first of three answers of the second model; then one more model comes along."""
+    from component import generate
+
+    whole, real = tmp_path / "whole", generate.generate_batch
+    argv = ["--models", f"base={tiny_minicpm}", f"uniform={sharpen(tiny_minicpm, tmp_path / 'u', 0)}"]
+    argv += ["--eval-file", str(eval_file), "--generate", "3", "--max-new-tokens", "4", "--batch-size", "1"]
+    assert evaluate.main([*argv, "--out", str(whole)]) == 0
+    batches = []
+
+    def cut(model, session, requests):
+        batches.append(len(requests))
+        if len(batches) == 5:
+            raise KeyboardInterrupt
+        return real(model, session, requests)
+
+    monkeypatch.setattr(generate, "generate_batch", cut)
+    assert evaluate.main([*argv, "--out", str(tmp_path / "out")]) == 130
+    assert not (tmp_path / "out/evaluation.json").exists()
+    capsys.readouterr()
+    assert evaluate.main([*argv, "--out", str(tmp_path / "out")]) == 0
+    assert len(batches) == 5 + 2, "the four answers that were there are not made again"
+    assert "用已有的损失" in capsys.readouterr().err
+    for name in ("evaluation.json", "evaluation.md", "evaluation.html", "answers/base.jsonl", "answers/uniform.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes(), name
+    argv.insert(3, f"again={tiny_minicpm}")
+    assert evaluate.main([*argv, "--out", str(tmp_path / "out"), "--overwrite"]) == 0
+    assert len(batches) == 7 + 3, "only the new model answers"
+    assert evaluate.main([*argv, "--out", str(tmp_path / "out"), "--overwrite", "--max-new-tokens", "3"]) == 0
+    assert len(batches) == 10 + 9, "another limit, other answers"
+
+
+def test_the_answers_are_what_the_judge_reads(evaluate, tiny_minicpm, eval_file, tmp_path):
+    from component.judging import read_answers
+
+    argv = [
+        "--models",
+        f"base={tiny_minicpm}",
+        "--eval-file",
+        str(eval_file),
+        "--generate",
+        "2",
+        "--max-new-tokens",
+        "4",
+    ]
+    assert evaluate.main([*argv, "--out", str(tmp_path / "out")]) == 0
+    rows = read_answers(str(tmp_path / "out/answers/base.jsonl"))
+    assert [(row.messages, row.reference) for row in rows] == [
+        ([{"role": "user", "content": f"问题{i}？"}], ANSWERS[i]) for i in (0, 2)
+    ]

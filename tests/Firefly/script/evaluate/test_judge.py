@@ -109,7 +109,7 @@ def test_both_orders_ties_and_the_report(run, server, tmp_path, capsys):
         ["好", "好好"],
         ["好好", "好"],
     ]
-    assert report["replies"] == {"paid": 20, "unfit": 0, "prompt_tokens": 2000, "completion_tokens": 200}
+    assert report["replies"] == {"paid": 20, "unfit": 0, "refused": 0, "prompt_tokens": 2000, "completion_tokens": 200}
     assert server.bodies[0]["temperature"] == 0
     assert server.keys == {f"Bearer {KEY}"}
     assert pair["sentence"] in (tmp_path / "out/judge.md").read_text()
@@ -184,6 +184,29 @@ def test_unfit_replies_are_asked_again_and_then_given_up(run, server, tmp_path):
     asked = len(server.bodies)
     assert run("--overwrite") == 0
     assert len(server.bodies) == asked, "given up is settled too"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"message": "Content Exists Risk", "type": "invalid_request_error", "code": "invalid_request_error"},
+        {"message": "This model's maximum context length is 8192 tokens.", "code": "context_length_exceeded"},
+    ],
+)
+def test_one_question_that_the_service_refuses_is_left_out_not_the_end(run, server, tmp_path, capsys, said):
+    server.reply = lambda n, body: (
+        (400, {"error": said}) if "问题3？" in body["messages"][1]["content"] else by_rule(n, body)
+    )
+    assert run() == 0
+    report = json.loads((tmp_path / "out/judge.json").read_text())
+    (pair,) = report["pairs"]
+    assert (pair["win"], pair["no_verdict"], pair["judged"]) == (7, 1, 10)
+    assert report["replies"] == {"paid": 18, "unfit": 0, "refused": 2, "prompt_tokens": 1800, "completion_tokens": 180}
+    assert run("--overwrite") == 0
+    assert len(server.bodies) == 20, "a refusal is final"
+    server.reply = lambda n, body: (400, {"error": said})
+    assert run(out="none") == 2
+    assert "拒绝了全部 20 个问题" in capsys.readouterr().err
 
 
 def test_extra_fields_and_several_models(run, server, tmp_path):

@@ -37,10 +37,11 @@ def wait_until(condition, seconds=20):
         time.sleep(0.02)
 
 
-def raw_post(service, body):
+def raw_post(service, body, **headers):
     """Send a chat request on a socket of our own, which the test can close when it likes."""
     data = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+    head += "".join(f"\r\n{name}: {value}" for name, value in headers.items())
     port = int(service.url.rpartition(":")[2])
     connection = socket.create_connection(("127.0.0.1", port), timeout=20)
     connection.sendall(head.encode() + b"\r\n\r\n" + data)

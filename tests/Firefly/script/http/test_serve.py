@@ -79,10 +79,12 @@ def test_models_and_health_say_no_path(service, tiny_minicpm):
         ("/v1/chat/completions", {"messages": HI}, {"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
         ("/v1/chat/completions", {"messages": HI, "temperature": -1}, {}, 400, "invalid_value"),
         ("/v1/chat/completions", {"messages": HI, "max_tokens": "many"}, {}, 400, "invalid_type"),
+        ("/v1/chat/completions", {"messages": HI, "max_tokens": 10**9}, {}, 400, "invalid_value"),
         ("/v1/chat/completions", {"messages": 1}, {}, 400, "invalid_type"),
         ("/v1/chat/completions", {"messages": HI, "model": "/etc/passwd"}, {}, 404, "model_not_found"),
         ("/firefly", {"data": []}, {}, 400, "missing_field"),
         ("/firefly", {"inputs": "x", "top_p": 7}, {}, 400, "invalid_value"),
+        ("/firefly", {"inputs": "x", "max_new_tokens": 10**9}, {}, 400, "invalid_value"),
         ("/v1/embeddings", {}, {}, 404, None),
         ("/health", {}, {}, 405, None),
     ],
@@ -140,7 +142,8 @@ def test_the_command_serves_and_stops_on_ctrl_c(tiny_minicpm, tmp_path):
             key = {"Authorization": "Bearer sesame"}
             status, _, answer = post(f"{url}/chat/completions", {"messages": HI, "max_tokens": 2}, **key)
             assert (status, answer["model"]) == (200, tiny_minicpm.name)
-            hanging = raw_post(SimpleNamespace(url=url.removesuffix("/v1")), LONG)
+            hanging = raw_post(SimpleNamespace(url=url.removesuffix("/v1")), LONG | {"stream": True}, **key)
+            assert b"200 OK" in hanging.recv(1000)
             process.send_signal(signal.SIGINT)
             _, talk = process.communicate(timeout=30)
             hanging.close()

@@ -1,5 +1,7 @@
 """What the service withstands: large bodies, wrong keys, clients that hang up, a full queue, a failing model."""
 
+import socket
+import time
 import urllib.request
 
 import pytest
@@ -44,6 +46,29 @@ def test_a_client_that_hangs_up_stops_its_generation(start, stream):
     wait_until(lambda: endless.batcher.counts() == (0, 0))
     assert row is None or len(row.ids) < 10_000
     assert endless.batcher.cache is None
+
+
+def test_a_client_that_hangs_up_before_its_body_is_whole_is_no_failure(start, capfd, caplog):
+    """No traceback for what any client can do at any time."""
+    service = start()
+    port = int(service.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        head = "POST /firefly HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+        connection.sendall(head.encode())
+        time.sleep(0.2)
+    wait_until(lambda: service.batcher.counts() == (0, 0))
+    assert chat(service, messages=HI, max_tokens=1)[0] == 200
+    assert "Traceback" not in capfd.readouterr().err + caplog.text
+
+
+def test_web_sites_are_kept_out_when_only_this_machine_is_served(start):
+    """DNS rebinding: a page from evil.example whose name now leads to 127.0.0.1 asks under its own name."""
+    here = start(only_here=True)
+    url, body = f"{here.url}/v1/chat/completions", {"messages": HI, "max_tokens": 1}
+    status, _, answer = post(url, body, Host="evil.example:8877")
+    assert (status, answer["error"]["code"]) == (403, "wrong_host")
+    for host in ("127.0.0.1:1", "localhost", "[::1]:8877"):
+        assert post(url, body, Host=host)[0] == 200
 
 
 def test_a_full_queue_says_when_to_come_back(start):
