@@ -170,16 +170,18 @@ class Run:
         some, self._arrived = self._arrived[:AT_ONCE], self._arrived[AT_ONCE:]
         if self._arrived:
             asyncio.get_running_loop().call_soon(self._take_arrived)
-        waiting = [future for _, future in some]
+        entries = [entry for entry, _ in some]
         try:
-            entries = [entry for entry, _ in some]
             taken = take(entries, self.output, self.args.n_per_topic, self.tally, self.args.keep_reasoning)
-        except Exception as error:
-            for future in waiting:
-                future.cancelled() or future.set_exception(error)
-            return
-        for future, n in zip(waiting, taken, strict=True):
-            future.cancelled() or future.set_result(n)
+        except Exception as error:  # a full disk, for one: it is for those who wait
+            taken = [error] * len(some)
+        for (_, future), result in zip(some, taken, strict=True):
+            if future.cancelled():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
 
     def _state(self) -> str:
         """The end of the progress bar."""

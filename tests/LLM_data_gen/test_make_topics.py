@@ -243,6 +243,10 @@ def test_after_a_kill_only_what_is_missing_is_asked(folder, how):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(how)
+        if how == signal.SIGINT:  # the first one waits for what is paid for
+            time.sleep(0.3)
+            assert process.poll() is None
+            process.send_signal(how)
         assert process.wait() == (130 if how == signal.SIGINT else -how)
         assert not (folder / "topics.txt").exists()
         server.asked.clear()
@@ -259,6 +263,21 @@ def test_after_a_kill_only_what_is_missing_is_asked(folder, how):
         assert run(server, 12, "--overwrite") == 0
         assert sum(n for _, n in server.asked) == 3
         assert set(before) < set(written())
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_the_answers_that_are_on_their_way(folder, how):
+    with FakeTeacher(lambda category, n, number: (0.8, None) if category else None) as server:
+        process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments(server, 9)], cwd=folder)
+        while len(server.asked) < 4:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(how)
+        assert process.wait() == 130
+        server.asked.clear()
+        assert run(server, 9) == 0
+        assert server.asked == []
+        assert len(written()) == 9
 
 
 def test_a_partial_last_line_of_the_journal_is_cut(folder):

@@ -76,7 +76,7 @@ def test_model_and_thinking(url, model, mode, expected):
 
 def test_addresses():
     assert clean_base_url(" https://a.example/v1/chat/completions/ ") == "https://a.example/v1"
-    for bad in ("api.deepseek.com", "ftp://a.example", "https://", "https://a.example:port/v1"):
+    for bad in ("api.deepseek.com", "ftp://a.example", "https://", "https://a.example:port/v1", "http://a..b/v1"):
         with pytest.raises(UserError):
             clean_base_url(bad)
     for secret in ("https://me:sk-secret@a.example/v1", "https://a.example/v1?key=sk-secret"):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from LLM_data_gen.settings import Teacher
-from LLM_data_gen.topic_answers import read_items, read_response, search_body, sources_of
+from LLM_data_gen.topic_answers import failure_in, has_no_search, read_items, read_response, search_body, sources_of
 from LLM_data_gen.topic_making import check_topic, clean
 
 TWO = ["新生报到前的物品清单", "图书馆自习座位怎样预约"]
@@ -74,3 +74,36 @@ def test_a_service_that_tells_no_pages_leaves_the_urls_of_the_model_marked():
 def test_odd_responses_are_answers_without_text(data):
     answer, pages, searched = read_response(data)
     assert (answer.text, pages, searched) == ("", [], False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"usage": [1]},
+        {"usage": {"input_tokens": 1, "output_tokens": 2, "input_tokens_details": 5}},
+        {"incomplete_details": "x"},
+        {"output": [None, "x", {"type": "web_search_call", "action": "search"}]},
+        {"output": [{"type": "web_search_call", "action": {"sources": 5}}]},
+        {"output": [{"type": "message", "content": "x"}, {"type": "message", "content": [None, {"annotations": "x"}]}]},
+        {"output": [{"type": "message", "content": [{"text": 5, "annotations": [None, {"url": 7}]}]}]},
+    ],
+)
+def test_odd_shapes_of_a_reply_do_not_stop_the_run(change):
+    answer, pages, _ = read_response({"output": [], **change})
+    assert isinstance(answer.text, str)
+    assert pages == []
+
+
+def test_a_failed_reply_is_told_from_an_answer():
+    assert failure_in({"status": "failed", "error": {"code": "server_error", "message": "it broke"}}) == "it broke"
+    assert failure_in({"error": "no"}) == "no"
+    assert failure_in({"status": "failed", "error": None}) == "failed"
+    assert failure_in({"status": "completed", "error": None, "output": []}) == ""
+
+
+def test_only_what_speaks_of_the_tool_means_that_there_is_none():
+    said = "http://x/v1/responses 答复 HTTP {}：请检查。服务的原话：{}"
+    assert has_no_search(said.format(404, "Not Found")) == "404"
+    assert has_no_search(said.format(400, "web_search is not supported with this model")) == "400"
+    assert has_no_search(said.format(400, "Content Exists Risk")) is None
+    assert has_no_search(said.format(401, "no search for you")) is None

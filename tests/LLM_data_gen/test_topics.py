@@ -24,6 +24,22 @@ def test_what_is_no_topics_file_is_refused(tmp_path, content):
         read_topics(path, print)
 
 
+@pytest.mark.parametrize("topic", ["甲<|endofutterance|>乙", "甲\x1b[31m乙", "甲\0乙"])
+def test_what_would_make_every_sample_be_refused_is_said_before_it_is_paid_for(tmp_path, topic):
+    path = tmp_path / "t.txt"
+    path.write_text(f"丙\n{topic}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="t.txt:2：.*格式标记"):
+        read_topics(path, print)
+
+
+def test_odd_blanks_neither_end_a_line_nor_hide_a_repeat(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_bytes(
+        "甲\u2028乙\x0b丙\r\n\ufeff甲 乙 丙\r\n".encode()
+    )  # two files put together have a mark in the middle
+    assert read_topics(path, lambda message: None) == ["甲 乙 丙"]
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere.txt"):
         read_topics(tmp_path / "nowhere.txt", print)
