@@ -41,7 +41,7 @@ _BEGUN = re.compile(
     rf"(?<=[}}｝])\s*(?:[,，]\s*)?[{{｛]\s*(?:[{_QUOTES}]\w*[{_QUOTES}]?\s*)?\Z"
 )  # by a sample cut at once
 # JSON has no comments. One that stood within a string takes its closing quote along, so that the rest is no JSON either.
-_COMMENTS = re.compile(r'(?<=[\[{}\],"])(?:\s*(?:(?://|#)[^\n]*(?=\n)|/\*.{0,200}?\*/))+', re.DOTALL)
+_COMMENTS = re.compile(r'(?<=[\[{}\],"])(?:\s*(?:(?://|#)[^\n]{0,200}(?=\n)|/\*.{0,200}?\*/))+', re.DOTALL)
 _ESCAPES = re.compile(r"\\(?:u[0-9a-fA-F]{4}|[\"\\/bfnrt'])|\\|\"")
 _CJK = re.compile("[\u3400-\u9fff]")
 _BLANKS = re.compile(r"\s{1000,}")  # what a model that has lost its way writes on and on

@@ -83,6 +83,7 @@ def clean_base_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         fine = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        (parts.hostname or "").encode("idna")  # "a..b" and names too long, which the resolver would fall over
     except ValueError:
         fine = False
     if not fine:

@@ -197,6 +197,8 @@ def test_blanks_without_end_and_brackets_without_end_take_no_time():
         "，" * 60_000,
         '"' * 40_000,
         "\\" * 60_000,
+        '"//' * 20_000,
+        '"/*' * 20_000,
     ):
         assert THREE[0] in read_answer(f"[{A}, {B[:-20]}{tail}").samples
     assert time.process_time() - started < 5
