@@ -11,6 +11,7 @@ import asyncio
 import shutil
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from sft_data.errors import UserError, exit_cleanly
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--budget", type=float, metavar="金额", help="这个输出累计花到这么多就停（含以前的运行），货币同价格表")
     add("--prices", type=Path, metavar="FILE", help="自己的价格表，格式见 LLM_data_gen/prices.json")
     add("--rejected-out", type=Path, metavar="FILE", help="不合格的样本连同原因写到这里（JSONL，追加）")
+    add("--extra", metavar="JSON", help="加进每个请求的字段，例如 '{\"enable_thinking\": false}'")
     switch("--dry-run", "只算要发多少请求、大约多少 token 和多少钱，不发请求")
     switch("--revalidate", "用现在的规则重读日志里存下的全部回答，重写输出；不发请求，原输出另存")
     switch("--json-mode", "要求服务以 JSON 模式回答（服务须支持 response_format）")
@@ -73,9 +75,11 @@ def say(message: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     check_args(args)
+    if args.out.is_symlink():
+        args.out = args.out.resolve()  # journal and lock are beside the file itself
     from LLM_data_gen.journal import read_journal
     from LLM_data_gen.output import open_output
-    from LLM_data_gen.run_report import write_failed_topics
+    from LLM_data_gen.run_report import report_paths, write_failed_topics, write_reports
     from LLM_data_gen.spending import Totals
     from LLM_data_gen.taking import replay
     from LLM_data_gen.topics import read_topics
@@ -93,6 +97,8 @@ def main(argv: list[str] | None = None) -> int:
         if not todo:
             say(f"{len(topics)} 个主题都已完成，共 {len(output)} 条，没有发出请求：{args.out}")
             write_failed_topics(args.out, output, {}, args.n_per_topic)
+            if not report_paths(args.out)[0].exists():  # killed before it
+                write_reports(args, output, topics, {"topics_failed": {}}, totals, None, say)
             return 0
         if len(todo) < len(topics):
             say(f"继续上次的运行：{len(topics) - len(todo)} 个主题已完成，还差 {len(todo)} 个。")
@@ -107,6 +113,15 @@ def check_args(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not value >= least:
             raise UserError(f"--{name.replace('_', '-')} {value} 太小，至少为 {least}；请改正后重试。")
+    if args.revalidate and args.dry_run:
+        raise UserError("--revalidate 会重写输出，--dry-run 什么也不写；请只给其中一个。")
+    taken = {"--topics-file": args.topics_file, "--out": args.out}
+    if args.out.name:
+        taken["日志"] = args.out.with_name(f"{args.out.stem}_journal.jsonl")
+    for flag, path in (("--out", args.out), ("--rejected-out", args.rejected_out)):
+        for name, other in taken.items():
+            if path and name != flag and path.resolve() == other.resolve():
+                raise UserError(f"{flag} {path} 就是 {name} 的文件；请换一个路径。")
 
 
 def reread(args: argparse.Namespace, output) -> int:
@@ -136,14 +151,15 @@ def ask_for(args: argparse.Namespace, output, topics: list[str], todo: list[str]
 
     constants = (API_KEY_CODE, BASE_URL_CODE)
     teacher = resolve_teacher(
-        args.api_key, args.base_url, args.model, args.mode, constants, HERE, say, need_key=not args.dry_run
+        args.api_key, args.base_url, args.model, args.mode, constants, HERE, say, not args.dry_run, args.extra
     )
     price = settle_price(args, teacher, say)
     if args.dry_run:
         return dry_run(args, teacher, output, todo, price, say)
     warn_of_little_space(args, len(todo))
     started = time.monotonic()
-    with open_journal(args.out, args.max_concurrency * RESERVE) as journal, open_rejected(args.rejected_out) as reject:
+    reserve = min(args.max_concurrency, len(todo)) * RESERVE
+    with open_journal(args.out, reserve) as journal, open_rejected(args.rejected_out) as reject:
         tally = Tally(reject=reject)
         run = Run(args, teacher, output, journal, tally, price, totals, say)
         try:
@@ -164,7 +180,9 @@ def ask_for(args: argparse.Namespace, output, topics: list[str], todo: list[str]
     if run.stopped:
         say(f"{run.stopped}，停止；已完成的都已保存，用同一条命令继续。")
     if tally.failed:
+        reason, count = Counter(tally.failed.values()).most_common(1)[0]
         say(f"{len(tally.failed)} 个主题没有凑齐，列在 {failed_file}；再运行一次会只问它们缺的部分。")
+        say(f"原因{'' if count == len(tally.failed) else f'最多的（{count} 个）'}：{reason}")
     return 1 if tally.failed or run.stopped else 0
 
 

@@ -23,14 +23,16 @@ import orjson
 from sft_data.errors import UserError
 
 from .gate import Gate, Stopped
+from .refusals import READ, Failure, read_refusal
 from .settings import Teacher
-from .wire import Answer, Dialect, Failure, read_refusal, read_reply
+from .wire import Answer, Dialect, read_reply
 
 __all__ = ["GRACE_S", "Answer", "Client", "Settings", "Stopped", "TriesUsedUp", "finish"]
 
 _CONNECT_TIMEOUT_S = 30
 _LONGEST_WAIT_S = 4  # of one request alone; when all fail, gate.py makes everyone wait longer
 _SHORTEST_KEY = 12
+_OTHER_FILES = 40  # open beside the connections
 _MOST_WAITS = 30  # "busy" costs no try, but one request does not wait for ever either
 _MODELS_SHOWN = 12
 GRACE_S = 60  # when the run must stop, answers in flight are waited for so long: they are paid for
@@ -70,9 +72,14 @@ class Client:
         self._dialect = Dialect()
         self._session: aiohttp.ClientSession | None = None
         self._asked = 0
+        self._gave_up: UserError | None = None
         self._offered: asyncio.Task[list[str]] | None = None
 
     async def __aenter__(self) -> "Client":
+        most = _open_files(self.settings.max_concurrency + _OTHER_FILES) - _OTHER_FILES
+        if most < self.settings.max_concurrency:
+            self._say(f"提示：系统最多让这个进程打开 {most + _OTHER_FILES} 个文件，并发数降到 {most}（见 ulimit -n）。")
+            self.gate.lower(most)
         headers = {"Content-Type": "application/json"}
         if self.teacher.api_key:
             headers["Authorization"] = f"Bearer {self.teacher.api_key}"
@@ -97,23 +104,25 @@ class Client:
         """
 
         def body() -> dict[str, Any]:
-            body = self._dialect.body(self.teacher.model, messages, self.settings.temperature, max_tokens)
+            teacher = self.teacher
+            body = self._dialect.body(teacher.model, messages, self.settings.temperature, max_tokens, teacher.thinking)
             if json_mode:
                 body["response_format"] = {"type": "json_object"}
-            if self.teacher.thinking is not None:
-                body["thinking"] = {"type": "enabled" if self.teacher.thinking else "disabled"}
-            return body
+            return body | teacher.extra
 
         return await self._until_answered("/chat/completions", body, read_reply)
 
     async def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Post ``body`` to base_url + path; return the JSON object that comes back. Raises what ``ask`` raises."""
+        body = body | self.teacher.extra
         return await self._until_answered(path, lambda: body, self._json)
 
     async def _until_answered(self, path: str, body: Callable[[], dict[str, Any]], read: Callable) -> Any:
         self._asked += 1
         number, tries, waits = self._asked, 0, 0
         while True:
+            if self._gave_up:
+                raise self._gave_up
             await self.gate.enter()
             sent, sent_at = body(), time.monotonic()
             try:
@@ -121,15 +130,16 @@ class Client:
             finally:
                 self.gate.leave()
             if not isinstance(outcome, Failure):
-                if isinstance(outcome, Answer) and not outcome.complete:
-                    self.gate.failed(number, "连接在回答中途断开", sent_at, False, None)
-                else:
-                    self.gate.succeeded(sent_at)
+                self._note(number, outcome, sent_at)
                 return outcome
+            if outcome.refused:
+                self.gate.succeeded(sent_at)
+                raise TriesUsedUp(outcome.reason)
             if outcome.fatal:
-                if outcome.status == 400 and (change := self._dialect.adapt(sent, outcome.reason)):
+                changeable = outcome.status in (400, 422)
+                if changeable and (change := self._dialect.adapt(sent, outcome.reason)):
                     self._say(f"提示：{change}。")
-                if outcome.status == 400 and body() != sent:  # what was refused is not sent any more
+                if changeable and body() != sent:  # what was refused is not sent any more
                     continue
                 self.gate.stop()
                 raise UserError(outcome.reason + await self._models(outcome))
@@ -143,6 +153,16 @@ class Client:
                 wait_s = min(self.settings.retry_wait_s * 2 ** min(waits - 1, 10), _LONGEST_WAIT_S)
                 await (self.gate.rest(wait_s) if busy else self.gate.sleep(wait_s))
 
+    def _note(self, number: int, outcome: Any, sent_at: float) -> None:
+        """Tell the gate. What came is paid for: if this is one broken answer too many, it is the next request that hears of it."""
+        if not (isinstance(outcome, Answer) and outcome.broken):
+            self.gate.succeeded(sent_at)
+            return
+        try:
+            self.gate.failed(number, "连接在回答中途断开", sent_at, False, None)
+        except UserError as error:
+            self._gave_up = error
+
     async def _post(self, path: str, body: dict[str, Any], read: Callable) -> Any:
         self.usage.requests += 1
         pieces: list[bytes] = []
@@ -154,6 +174,12 @@ class Client:
             status, headers, cut = response.status, response.headers, None
         except asyncio.TimeoutError:
             status, headers, cut = 0, {}, f"超时（{self.settings.timeout_s:g} 秒没有收到任何内容）"
+        except aiohttp.ClientConnectorCertificateError as error:
+            self.gate.stop()
+            raise UserError(
+                f"{url} 的证书不可信（{self._shown(str(error))}）；"
+                "若是自己的服务，请设置环境变量 SSL_CERT_FILE=证书.pem 后重试。"
+            ) from None
         except aiohttp.ClientError as error:
             status, headers, cut = 0, {}, f"连接失败（{self._shown(str(error) or type(error).__name__)}）"
         raw = b"".join(pieces)
@@ -164,7 +190,7 @@ class Client:
         elif status == 200:
             outcome = read(raw)
         else:
-            outcome = read_refusal(status, self._shown(raw.decode(errors="replace")), headers, url)
+            outcome = read_refusal(status, self._shown(raw.decode(errors="replace"), READ), headers, url)
         return self._counted(outcome)
 
     def _json(self, raw: bytes) -> dict[str, Any] | Failure:
@@ -212,6 +238,20 @@ class Client:
         """Mask the key wherever a server says it, answers too. A short placeholder ("sample") is no secret but a word."""
         key = self.teacher.api_key
         return text.replace(key, "***") if key and len(key) >= _SHORTEST_KEY else text
+
+
+def _open_files(n: int) -> int:
+    """How many files may be open, n if the system can be talked into it; each request in flight is one."""
+    try:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and soft < n:
+            soft = n if hard == resource.RLIM_INFINITY else min(n, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return n if soft == resource.RLIM_INFINITY else soft
+    except (ImportError, ValueError, OSError):  # Windows has no such limit
+        return n
 
 
 async def finish(tasks: list[asyncio.Task], gate: Gate, on_stop: Callable[[], None] = lambda: None) -> None:

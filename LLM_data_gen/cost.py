@@ -123,7 +123,7 @@ def usage_of(response_usage: Any) -> dict[str, int]:
 
 
 def _count(value: Any) -> int:
-    return value if type(value) is int and value > 0 else 0  # not isinstance: True is an int too
+    return int(value) if type(value) in (int, float) and 0 < value < 1e15 else 0  # not isinstance: True is an int too
 
 
 def is_peak(price: Price, at: datetime) -> bool:

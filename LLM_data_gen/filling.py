@@ -15,7 +15,7 @@ from typing import Any
 
 from sft_data.errors import UserError
 
-from .client import GRACE_S, Client, Settings, Stopped, TriesUsedUp, Usage, finish
+from .client import GRACE_S, Answer, Client, Settings, Stopped, TriesUsedUp, Usage, finish
 from .cost import Price
 from .journal import Journal, entry_of
 from .output import Output
@@ -46,7 +46,7 @@ class Run:
         self.stopped: str | None = None
         self.interrupted = False
         self._likely = likely_cost(args, teacher, price)
-        self._asking = 0
+        self._asking, self._thinks = 0, bool(teacher.thinking)
         self._arrived: list[tuple[dict[str, Any], asyncio.Future[int]]] = []
         self._started = time.monotonic()
 
@@ -78,7 +78,7 @@ class Run:
 
     @contextlib.contextmanager
     def _signals(self, workers: list[asyncio.Task]) -> Iterator[None]:
-        """The first Ctrl-C (or SIGTERM) stops asking and waits for what is paid for; the second leaves at once."""
+        """The first Ctrl-C (or SIGTERM, or the terminal's end) stops asking and waits for what is paid for; the second leaves at once."""
         loop = asyncio.get_running_loop()
 
         def interrupt() -> None:
@@ -93,8 +93,13 @@ class Run:
             )
             loop.call_later(GRACE_S, interrupt)
 
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if (hangup := getattr(signal, "SIGHUP", None)) and signal.getsignal(
+            hangup
+        ) != signal.SIG_IGN:  # nohup ignores it
+            numbers.append(hangup)
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in numbers:
                 loop.add_signal_handler(number, interrupt)
         except (NotImplementedError, RuntimeError, ValueError):  # Windows; or not in the main thread
             yield
@@ -102,7 +107,7 @@ class Run:
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in numbers:
                 loop.remove_signal_handler(number)
 
     async def _fill(self, topic: str) -> None:
@@ -112,27 +117,30 @@ class Run:
         """
         n, questions = self.args.n_per_topic, self.output.questions[topic]
         rounds = self.args.max_rounds + (n - 1) // MOST_PER_REQUEST
-        round_number, broken, most, angle = 0, 0, MOST_PER_REQUEST, len(questions)
+        round_number = broken = filtered = 0
+        most, angle, last = MOST_PER_REQUEST, len(questions), ""
         while len(questions) < n:
-            if round_number == rounds or broken == self.args.max_tries:
-                self.tally.failed[topic] = f"问了 {round_number + broken} 轮，合格 {len(questions)} 条，要 {n} 条"
+            if round_number == rounds or broken == self.args.max_tries or filtered == 2:
+                self.tally.failed[topic] = f"问了 {round_number + broken} 轮，合格 {len(questions)} 条，要 {n} 条{last}"
                 return
             asked = min(n - len(questions), most)
             sides = angles(topic, asked, angle)
             angle += asked
             try:
-                status, taken = await self._ask(topic, asked, sides)
+                entry, taken = await self._ask(topic, asked, sides)
             except TriesUsedUp as error:
                 self.tally.failed[topic] = str(error)
                 return
-            broken += status == "partial"
-            round_number += status != "partial"
-            if status == "cut" and not taken:
+            last = f"；最后一个回答 {len(entry['text'])} 字，以 {entry['finish_reason'] or '没有说明的方式'} 结束"
+            filtered += entry["finish_reason"] == "content_filter" and not taken
+            broken += entry["status"] == "partial"
+            round_number += entry["status"] != "partial"
+            if entry["status"] == "cut" and not taken and entry["text"].strip():
                 most = max(1, asked // 2)
         self.tally.topics_done += 1
 
-    async def _ask(self, topic: str, asked: int, sides: list[str]) -> tuple[str, int]:
-        """Return the status of the answer (journal.py), and how many samples of it were taken."""
+    async def _ask(self, topic: str, asked: int, sides: list[str]) -> tuple[dict[str, Any], int]:
+        """Return the answer as the journal has it, and how many samples of it were taken."""
         args, questions = self.args, self.output.questions[topic]
         if over_budget(args.budget, self.totals, self._asking, self._likely):
             self.stopped = self.stopped or f"到了 --budget {args.budget:g}"
@@ -141,12 +149,13 @@ class Run:
         messages = build_messages(topic, asked, questions, sides, args.json_mode)
         max_tokens = args.max_tokens
         if max_tokens is None:
-            max_tokens = size_of_answer(asked, bool(self.teacher.thinking))
+            max_tokens = size_of_answer(asked, self._thinks)
         self._asking, sent = self._asking + 1, datetime.now().astimezone()
         try:
             answer = await self._client.ask(messages, max_tokens, args.json_mode)
         finally:
             self._asking -= 1
+        self._notice_thinking(answer)
         entry = entry_of(topic, asked, messages, self.teacher.model, answer)
         price_entry(entry, messages, self.price, sent)
         self.journal.append(entry)
@@ -156,7 +165,18 @@ class Run:
             raise UserError(
                 f"{self.journal.path}：磁盘满了，停止运行；已付费的回答都在，清理出空间后用同一条命令继续。"
             )
-        return entry["status"], taken
+        return entry, taken
+
+    def _notice_thinking(self, answer: Answer) -> None:
+        """A model may think though nobody asked it to. What it thinks counts towards max_tokens, so there must be room for it."""
+        if self._thinks or not (answer.reasoning or (answer.finish_reason == "length" and not answer.text.strip())):
+            return
+        self._thinks = True
+        self.say(
+            "提示：模型在思考，尽管没有要求它（思考也计费）；从现在起为思考留出 token。要关掉它，看服务的文档，例如 "
+            """--extra '{"enable_thinking": false}'（百炼）或 --extra '{"chat_template_kwargs": {"enable_thinking": false}}'"""
+            "（vLLM、SGLang）。"
+        )
 
     def _taken(self, entry: dict[str, Any]) -> asyncio.Future[int]:
         """How many samples of the answer are taken, together with those of all that come in the same turn of the loop."""

@@ -81,6 +81,11 @@ class Gate:
         self.in_flight -= 1
         self._wake(self.open_slots)
 
+    def lower(self, most: int) -> None:
+        """Never let more than so many out at once, at least one."""
+        self._most = max(1, most)
+        self.limit = min(self.limit, float(self._most))
+
     def stop(self) -> None:
         """Let nothing more out; whoever waits gets Stopped."""
         self._stop.set()
@@ -125,7 +130,7 @@ class Gate:
         now = time.monotonic()
         if cap and cap < self._most:
             self._say(f"服务说同时最多 {cap} 个请求，并发数降到 {cap}。")
-            self._most, self.limit = cap, min(self.limit, float(cap))
+            self.lower(cap)
         if busy:
             self._round_trip(sent_at, busy=True)
         if retry_after:

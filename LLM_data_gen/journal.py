@@ -57,7 +57,9 @@ def read_journal(out: Path, say: Callable[[str], None]) -> Iterator[dict[str, An
         for number, line in enumerate(file, 1):
             try:
                 entry = orjson.loads(line)
-                entry["topic"], entry["text"], entry["asked"], entry["usage"]
+                kinds = [type(entry[name]) for name in ("topic", "text", "asked", "usage")]
+                if kinds != [str, str, int, dict]:
+                    raise TypeError
             except (orjson.JSONDecodeError, KeyError, TypeError):
                 raise UserError(f"{path}:{number}：不是本脚本的日志；请改正或删去这一行。") from None
             yield entry

@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", default="deepseek-chat", help="教师模型的名称")
     add("--mode", choices=["chat", "reasoner"], default="chat", help="reasoner 打开思考，chat 关闭")
     add("--max-concurrency", type=int, default=50, metavar="N", help="同时进行的请求数上限；服务说忙时自动降低")
+    add("--extra", metavar="JSON", help="加进每个请求的字段，例如 '{\"enable_thinking\": false}'")
     add("--temperature", type=float, help=f"采样温度（默认 {TEMPERATURE}；联网搜索时默认不发送）")
     return parser
 
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     own = own_categories(args.categories)
     sources = args.out.with_name(f"{args.out.stem}_sources.jsonl") if args.web_search else None
     refuse_existing(filter(None, [args.out, sources]), args.overwrite)
-    teacher = resolve_teacher(args.api_key, args.base_url, args.model, args.mode, ("", ""), ROOT, say)
+    teacher = resolve_teacher(args.api_key, args.base_url, args.model, args.mode, ("", ""), ROOT, say, extra=args.extra)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with only_run(args.out):
         entries = list(read_journal(args.out, say))

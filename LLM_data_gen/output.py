@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import orjson
+
 from sft_data.chatml import parse_chatml
 from sft_data.errors import UserError
 from sft_data.jsonl import append_whole, dump_line, mend_last_line, read_records
@@ -72,6 +74,7 @@ class Output:
 
     def read(self, say: Callable[[str], None]) -> None:
         """Take in what earlier runs wrote. A last line cut short by a kill is removed; any other bad line is an error."""
+        refuse_foreign(self.path, "text", "--out")
         if cut := mend_last_line(self.path):
             say(f"{self.path}：最后一行没有写完（上次运行被中断），已删去这 {cut} 字节，对应的样本会重新生成。")
         if not self.path.exists() or not self.path.stat().st_size:
@@ -83,6 +86,24 @@ class Output:
                 self.note_row(record)
             except ValueError as error:
                 raise UserError(f"{where}：text 不是 HIT ChatML（{error}）；请改正或删去这一行。") from None
+
+
+def refuse_foreign(path: Path, key: str, flag: str) -> None:
+    """Raise UserError when ``path`` is there and is no JSONL of objects with ``key``: nothing may be cut from another's file."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise UserError(f"{path}：这不是普通文件，{flag} 要给出文件路径。")
+    with open(path, "rb") as file:
+        line = next((line for line in file if not line.isspace()), b"")
+    if not line:
+        return
+    try:
+        ours = isinstance(orjson.loads(line).get(key), str)
+    except (orjson.JSONDecodeError, AttributeError):
+        ours = line.startswith(b'{"%b":' % key.encode())  # killed in its first line; half a surrogate pair
+    if not ours:
+        raise UserError(f"{path}:1：不是本脚本写的文件，没有改动它；请给 {flag} 换一个路径，或移走它。")
 
 
 @contextlib.contextmanager
@@ -103,5 +124,5 @@ def open_output(path: Path, say: Callable[[str], None], near_dup: bool = True) -
             try:
                 yield output
             finally:
-                if not path.stat().st_size:
+                if path.exists() and not path.stat().st_size:
                     path.unlink()  # nothing came: an empty file would only puzzle the next step

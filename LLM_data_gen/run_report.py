@@ -71,7 +71,7 @@ def write_reports(
 ) -> tuple[Path, Path]:
     from .report_page import build_page
 
-    path, page = (args.out.with_name(f"{args.out.stem}_gen_report.{kind}") for kind in ("json", "html"))
+    path, page = report_paths(args.out)
     done = sum(len(output.questions.get(topic, ())) >= args.n_per_topic for topic in topics)
     report = {
         "out": str(args.out),
@@ -89,6 +89,11 @@ def write_reports(
         rows = (row for _, row in read_records(args.out)) if len(output) else ()
         file.write(build_page(report, rows).encode())
     return path, page
+
+
+def report_paths(out: Path) -> tuple[Path, Path]:
+    """JSON and HTML."""
+    return out.with_name(f"{out.stem}_gen_report.json"), out.with_name(f"{out.stem}_gen_report.html")
 
 
 def describe_price(price: Price) -> dict[str, Any]:

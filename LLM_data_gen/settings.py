@@ -2,6 +2,7 @@
 
 resolve_teacher(...) -> Teacher           flag, constant in the script, environment, .env, default
 map_model(base_url, model, mode) -> ...   old DeepSeek names, and whether thinking is switched
+read_extra(text) -> dict                  --extra
 """
 
 import ipaddress
@@ -9,7 +10,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+
+import orjson
 
 from sft_data.errors import UserError
 
@@ -23,12 +27,13 @@ _SUCCESSOR = "deepseek-flash"
 
 @dataclass(frozen=True)
 class Teacher:
-    """Where requests go. ``thinking`` None: nothing is said about it; the key never shows in a repr."""
+    """Where requests go. ``thinking`` None: nothing is said about it; extra: more fields of a body; the key never shows in a repr."""
 
     base_url: str
     model: str
     thinking: bool | None
     api_key: str = field(repr=False)
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_local(self) -> bool:
@@ -44,6 +49,7 @@ def resolve_teacher(
     script_dir: Path,
     say: Callable[[str], None],
     need_key: bool = True,
+    extra: str | None = None,
 ) -> Teacher:
     """Settle key, address and model. ``constants`` are (API_KEY_CODE, BASE_URL_CODE), empty where unused."""
     dotenv = _read_dotenv([Path.cwd() / ".env", script_dir / ".env"])
@@ -59,7 +65,18 @@ def resolve_teacher(
         state = "开启" if thinking else "关闭"
         say(f"提示：{model or DEFAULT_MODEL} 这个名称已由 DeepSeek 停用，改用 {name}（思考{state}）。")
     say(f"教师模型：{name}，地址：{url}，密钥来自：{key_from or '无（本机地址不需要）'}")
-    return Teacher(url, name, thinking, key)
+    return Teacher(url, name, thinking, key, read_extra(extra))
+
+
+def read_extra(text: str | None) -> dict[str, Any]:
+    """The fields that --extra puts into the body of each request."""
+    try:
+        extra = orjson.loads(text or "{}")
+    except orjson.JSONDecodeError:
+        extra = None
+    if not isinstance(extra, dict):
+        raise UserError(f"--extra {text!r} 不是 JSON 对象；请写成 '{{\"enable_thinking\": false}}' 的样子。")
+    return extra
 
 
 def map_model(base_url: str, model: str, mode: str) -> tuple[str, bool | None]:

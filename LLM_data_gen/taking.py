@@ -18,7 +18,7 @@ from typing import Any
 from sft_data.jsonl import dump_line, mend_last_line, read_records
 from sft_data.storage import write_atomically
 
-from .output import Output
+from .output import Output, refuse_foreign
 from .validation import check_samples, describe, fingerprint, read_answer, texts_of, to_record
 
 AT_ONCE = 64  # answers; more would keep those who wait for the loop waiting for long
@@ -149,6 +149,7 @@ def open_rejected(path: Path | None) -> Iterator[Callable[[str, str, Any], None]
         yield lambda topic, reason, sample: None
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_foreign(path, "topic", "--rejected-out")
     mend_last_line(path)
     with open(path, "ab", buffering=0) as file:
 

@@ -22,6 +22,7 @@ _OS_ADVICE = {
     errno.EROFS: "文件系统只读，请换一个目录",
     errno.EISDIR: "这是一个目录，请给出文件路径",
     errno.ENOTDIR: "路径中有一段不是目录，请检查路径",
+    errno.ENAMETOOLONG: "文件名太长，请换一个短的",
     errno.EADDRINUSE: "端口被占用，请换一个端口",
 }
 # How safetensors and torch say ENOSPC in errors of their own.

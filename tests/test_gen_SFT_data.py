@@ -239,12 +239,20 @@ def test_near_questions_are_replaced_and_each_sample_is_asked_from_another_side(
         ({"base_url": "api.example.com"}, "--base-url"),
         ({"out": "."}, "目录"),
         ({"out": "topics.txt/o.jsonl"}, "目录"),
-        ({"out": "topics.txt"}, "topics.txt:1"),
+        ({"out": "topics.txt"}, "--topics-file"),
+        ({"rejected_out": "topics.txt"}, "--topics-file"),
+        ({"rejected_out": "o.jsonl"}, "--out"),
+        ({"rejected_out": "o_journal.jsonl"}, "日志"),
+        ({"out": "notes.txt"}, "notes.txt:1"),
+        ({"rejected_out": "notes.txt"}, "notes.txt:1"),
+        ({"extra": "no json"}, "--extra"),
     ],
 )
 def test_bad_input_is_one_sentence_before_anything_is_asked(folder, capsys, flags, said):
+    (folder / "notes.txt").write_text("第一行\n最后一行没有换行", encoding="utf-8")
     with FaultServer() as server:
         assert run(folder, server, names(2), **flags) == 2
+    assert (folder / "notes.txt").read_text(encoding="utf-8") == "第一行\n最后一行没有换行"
     assert not server.asked
     errors = capsys.readouterr().err.splitlines()
     assert [line for line in errors if line.startswith("错误") and said in line]

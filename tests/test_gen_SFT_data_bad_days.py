@@ -212,3 +212,75 @@ def test_the_key_is_nowhere_even_when_the_server_echoes_it(folder, capsys):
     assert len(rows_by_topic(folder)) == 3
     assert KEY.encode() not in (output.out + output.err).encode() + files
     assert "***" in output.err
+
+
+def test_a_topic_that_moderation_refuses_fails_alone(folder, capsys):
+    """It stands in the failed file with the reason, is asked once in a run, and keeps nobody else from being done."""
+    topics = names(6)
+    refusal = {"status": 400, "body": '{"error": {"message": "Content Exists Risk"}}'}
+    with FaultServer(lambda number, topic, n: refusal if topic == topics[2] else None) as server:
+        assert run(folder, server, topics) == 1
+        assert len(server.asked) == 6
+    assert rows_by_topic(folder) == dict.fromkeys(topics[:2] + topics[3:], 2)
+    assert (folder / "o_failed_topics.txt").read_text(encoding="utf-8") == topics[2] + "\n"
+    assert "审核" in report(folder)["run"]["topics_failed"][topics[2]]
+    assert "审核" in capsys.readouterr().err
+
+
+def test_answers_that_a_filter_empties_are_not_asked_for_until_the_rounds_are_over(folder):
+    plan = {"content": "", "finish_reason": "content_filter"}
+    with FaultServer(lambda *_: plan) as server:
+        assert run(folder, server, names(1)) == 1
+    assert len(server.asked) == 2
+    assert "content_filter" in report(folder)["run"]["topics_failed"][names(1)[0]]
+
+
+def test_streams_that_end_without_any_mark_are_no_outage(folder):
+    """As a proxy leaves them that swallows the last events: the connection ended as it should."""
+    from fault_answers import cut, event  # beside fault_server.py, which put its folder on the path
+
+    def plan(number, topic, n):
+        return {"body": b"".join(event({"content": piece}) for piece in cut(array(topic, n), 4)).decode()}
+
+    with FaultServer(plan) as server:
+        assert run(folder, server, names(20), max_outage_s=1) == 0
+    assert len(server.asked) == 20
+    assert rows_by_topic(folder) == dict.fromkeys(names(20), 2)
+
+
+def test_no_paid_answer_is_lost_when_the_service_breaks_them_all_off(folder):
+    """The run gives up, and what came is in the journal to the last answer."""
+    with FaultServer(lambda *_: {"drop_after": 10}) as server:
+        assert run(folder, server, names(30), max_outage_s=0.2) in (1, 2)
+    journal = (folder / "o_journal.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(journal) == len(server.asked)
+
+
+def test_a_model_that_thinks_unasked_gets_room_for_it(folder, capsys):
+    """Its thinking counts towards max_tokens: the first answers are nothing else."""
+
+    def plan(number, topic, n):
+        small = server.bodies[number]["max_tokens"] < 12_000
+        return {"content": "", "reasoning": "想" * 500, "finish_reason": "length"} if small else None
+
+    with FaultServer(plan) as server:
+        assert run(folder, server, names(8), max_concurrency=2) == 0
+    assert len(server.asked) <= 10
+    assert capsys.readouterr().err.count("模型在思考") == 1
+
+
+def test_extra_fields_go_into_every_request(folder):
+    with FaultServer() as server:
+        assert run(folder, server, names(2), extra='{"enable_thinking": false, "top_p": 0.9}') == 0
+    assert all(body["enable_thinking"] is False and body["top_p"] == 0.9 for body in server.bodies)
+
+
+def test_a_run_killed_before_its_report_leaves_one_the_next_time(folder):
+    with FaultServer() as server:
+        assert run(folder, server, names(2)) == 0
+        for kind in ("json", "html"):
+            (folder / f"o_gen_report.{kind}").unlink()
+        assert run(folder, server, names(2)) == 0
+        assert len(server.asked) == 2
+    assert report(folder)["samples_in_file"] == 4
+    assert (folder / "o_gen_report.html").stat().st_size > 5000

@@ -129,7 +129,7 @@ def test_peak_hours_are_those_of_the_providers_time_zone(price, at, peak):
         ({"input_tokens": 9, "output_tokens": 7, "input_tokens_details": {"cached_tokens": 2}}, (9, 2, 7)),
         ({"prompt_tokens": 9, "cached_tokens": 0, "prompt_tokens_details": {"cached_tokens": 5}}, (9, 5, 0)),
         ({"prompt_tokens": 9, "prompt_tokens_details": None, "completion_tokens": None}, (9, 0, 0)),
-        ({"prompt_tokens": "9", "completion_tokens": 7.0, "cached_tokens": True}, (0, 0, 0)),
+        ({"prompt_tokens": "9", "completion_tokens": 7.0, "cached_tokens": True}, (0, 0, 7)),
         ({"prompt_tokens": -9, "completion_tokens": -1}, (0, 0, 0)),
         ({"prompt_tokens": 9, "cached_tokens": 50}, (9, 9, 0)),
         ({"prompt_tokens": 9, "prompt_tokens_details": [1]}, (9, 0, 0)),

@@ -53,9 +53,10 @@ def test_a_line_that_was_cut_is_removed_and_a_bad_one_is_named(tmp_path):
         file.write(b'{"topic": "\xe7')
     assert len(list(read_journal(out, said.append))) == 1
     assert "没有写完" in said[0]
-    journal_path(out).write_text('{"topic": "甲"}\n', encoding="utf-8")
-    with pytest.raises(UserError, match="o_journal.jsonl:1"):
-        list(read_journal(out, print))
+    for wrong in ({"topic": "甲"}, entry() | {"usage": None}, entry() | {"text": None}, [1]):
+        journal_path(out).write_text(json.dumps(wrong) + "\n", encoding="utf-8")
+        with pytest.raises(UserError, match="o_journal.jsonl:1"):
+            list(read_journal(out, print))
 
 
 class FullDisk:

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 
 import pytest
 
@@ -111,3 +112,29 @@ def test_full_disk_leaves_whole_lines_and_names_the_file(tmp_path):
             output.append([record("乙")])
         assert error.value.filename == str(path)
     assert lines(path) == [record("甲")]
+
+
+@pytest.mark.parametrize("text", ["主题一\n主题二没有换行", '[\n{"instruction": "a"}\n]', '{"messages": []}'])
+def test_a_file_of_someone_else_is_not_touched_before_it_is_refused(tmp_path, text):
+    """Not even its last line, which looks as if a kill had cut it."""
+    path = tmp_path / "topics.txt"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="topics.txt:1"), open_output(path, print):
+        pass
+    assert path.read_text(encoding="utf-8") == text
+
+
+def test_what_is_no_file_is_refused_and_stays(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="不是普通文件"), open_output(path, print):
+        pass
+    assert path.exists()
+
+
+def test_a_first_line_cut_by_a_kill_is_ours(tmp_path):
+    path = tmp_path / "o.jsonl"
+    path.write_bytes(json.dumps(record("甲"), ensure_ascii=False, separators=(",", ":")).encode()[:30])
+    with open_output(path, print) as output:
+        output.append([record("乙")])
+    assert lines(path) == [record("乙")]

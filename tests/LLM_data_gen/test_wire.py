@@ -1,12 +1,11 @@
 """What a service sends, in each of its forms; what a refusal says."""
 
-import email.utils
 import json
-import time
 
 import pytest
 
-from LLM_data_gen.wire import Answer, Dialect, Failure, cap_in, read_refusal, read_reply, retry_after
+from LLM_data_gen.refusals import Failure
+from LLM_data_gen.wire import Answer, Dialect, read_reply
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 9, "prompt_tokens_details": {"cached_tokens": 5}}
 COUNTS = {"prompt_tokens": 7, "cached_tokens": 5, "completion_tokens": 9}
@@ -47,11 +46,46 @@ def test_a_pair_split_over_two_events_is_one_character_again():
     assert read_reply(raw).text == "😀"
 
 
-def test_an_error_in_the_middle_of_a_stream_is_a_failure():
-    raw = events(delta(content="一"), {"error": {"message": "engine died"}}, done=False)
-    failure = read_reply(raw)
+def test_an_error_in_the_middle_of_a_stream_leaves_what_had_come():
+    """It is paid for; an error before any text is a failure."""
+    error = {"error": {"message": "engine died"}}
+    answer = read_reply(events(delta(content="一"), error, done=False))
+    assert (answer.text, answer.complete, answer.broken) == ("一", False, False)
+    failure = read_reply(events(error, done=False))
     assert isinstance(failure, Failure)
     assert "engine died" in failure.reason
+
+
+PARTS = [{"type": "text", "text": "你"}, {"type": "image"}, {"type": "text", "text": "好"}]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\xef\xbb\xbf" + events(delta(content="你好", finish="stop")),
+        b"\xef\xbb\xbf" + json.dumps({"choices": [{"message": {"content": PARTS}, "finish_reason": "stop"}]}).encode(),
+        events(delta(content=PARTS, finish="stop")),
+        events({"choices": None}, {"choices": [None]}, delta(content="你好", finish="stop")),
+        events(delta(content="你好", finish="stop"), {"choices": [{"index": 1, "delta": {"content": "另一个"}}]}),
+        events(delta(content="你好", finish="stop")).replace(b": [", b": \r\ndata: ["),
+        events(delta(content="你好"), delta(finish="stop")).replace(b"\n\n", b"\r\r"),
+        events(
+            delta(content="你"),
+            b'{"choices": [{"delta": {"content": "\xe5\xa5\xbd"}, "finish_reason": "stop"}], "id": "\xff"}',
+        ),
+    ],
+    ids=["bom", "bom json", "parts", "null choices", "second choice", "lines of one event", "CR", "no UTF-8"],
+)
+def test_odd_forms_of_an_answer(raw):
+    answer = read_reply(raw)
+    assert (answer.text, answer.finish_reason, answer.complete) == ("你好", "stop", True)
+
+
+def test_thinking_beside_the_text_and_usage_in_the_choice():
+    both = delta(content="[]", reasoning_content="想", finish="stop")
+    both["choices"][0]["usage"] = USAGE
+    assert read_reply(events(both)) == Answer("[]", "stop", "想", COUNTS)
+    assert read_reply(json.dumps({"choices": [{"message": {"content": 5}}]}).encode()).text == ""
 
 
 def test_one_json_object_though_a_stream_was_asked_for():
@@ -63,47 +97,6 @@ def test_one_json_object_though_a_stream_was_asked_for():
 @pytest.mark.parametrize("raw", [b"", b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": "x"}]}'])
 def test_what_is_no_completion_is_a_failure(raw):
     assert isinstance(read_reply(raw), Failure)
-
-
-@pytest.mark.parametrize(
-    ("said", "cap"),
-    [
-        ("Your account reached max organization concurrency: 3, please try again after 1 seconds", 3),
-        ("at most 39 requests in flight", 39),
-        ("Too many concurrent requests (limit 20)", 20),
-        ("并发数超过上限 15，请稍后再试", 15),
-        ("同时最多 8 个并发请求", 8),
-        ("Rate limit reached: 500 requests per minute", None),
-        ("too many requests, try again in 20s", None),
-        ("", None),
-    ],
-)
-def test_a_cap_named_in_the_body_is_understood(said, cap):
-    assert cap_in(said) == cap
-
-
-def test_waits_in_every_form():
-    assert retry_after("2.5") == 2.5
-    assert retry_after("-3") == 0
-    assert retry_after(None) is None
-    assert retry_after("soon") is None
-    assert 8 < retry_after(email.utils.formatdate(time.time() + 10, usegmt=True)) <= 10
-    assert retry_after(None, "Please try again in 20s.") == 20
-    assert retry_after(None, "please try again after 1 seconds") == 1
-    assert retry_after(None, "Please try again in 250ms") == 0.25
-    assert retry_after(None, "请 2 分钟后重试") == 120
-    assert retry_after("3", "try again in 20s") == 3
-
-
-def test_a_refusal_is_fatal_but_for_those_that_pass():
-    fatal = {
-        status: read_refusal(status, "x", {}, "u").fatal for status in (301, 400, 401, 402, 404, 408, 422, 429, 500)
-    }
-    assert [status for status, is_fatal in fatal.items() if not is_fatal] == [408, 429, 500]
-    assert "充值" in read_refusal(429, '{"code":"insufficient_quota"}', {}, "u").reason
-    busy = read_refusal(429, "max concurrency: 3", {"Retry-After": "2"}, "u")
-    assert (busy.retry_after, busy.cap) == (2, 3)
-    assert read_refusal(503, "max concurrency: 3", {}, "u").cap is None
 
 
 def test_a_dialect_learns_what_a_service_does_not_take():
@@ -121,3 +114,14 @@ def test_a_dialect_learns_what_a_service_does_not_take():
         "max_completion_tokens": 100,
     }
     assert dialect.adapt(body, "the messages are too long") is None
+    for said in ("invalid temperature: only 1 is allowed for this model", "temperature 只能为 1"):
+        assert Dialect().adapt(body, said)
+
+
+def test_a_service_that_does_not_know_thinking_is_not_told_of_it():
+    dialect = Dialect()
+    body = dialect.body("m", [], 0.8, 100, thinking=False)
+    assert body["thinking"] == {"type": "disabled"}
+    assert "--extra" in dialect.adapt(body, "Extra inputs are not permitted: thinking")
+    assert "thinking" not in dialect.body("m", [], 0.8, 100, thinking=False)
+    assert dialect.adapt(dialect.body("m", [], 0.8, 100), "thinking is not supported") is None
