@@ -88,7 +88,8 @@ def say(name: str, against: str, result: Comparison, what: str, comparisons: int
         return f"{what}：不能说 {name} 与 {against} 有高下（没有一题分出胜负）。"
     level = f"{100 * (1 - result.alpha):.4g}%"
     figures = (
-        f"差 {result.net:+.1%}，{level} 区间 [{result.low:+.1%}, {result.high:+.1%}]，符号检验 p={result.p_value:.2g}"
+        f"差 {100 * result.net:+.1f} 个百分点，{level} 区间 [{100 * result.low:+.1f}, {100 * result.high:+.1f}]，"
+        f"符号检验 p={result.p_value:.2g}"
     )
     if comparisons > 1:
         figures += f"，区间已按 {comparisons} 次比较校正"

@@ -1,6 +1,6 @@
 """Measure one model: its loss on each held-out record, and its own answers to their questions.
 
-What was measured is kept as it comes, ``losses/NAME.json`` and ``answers/NAME.jsonl``, and used again when nothing that
+What was measured is kept as it comes, ``losses/NAME.jsonl`` and ``answers/NAME.jsonl``, and used again when nothing that
 it rests on has changed. The answers are rows as inference_with_*.py writes them, so judge.py reads them.
 """
 
@@ -69,27 +69,48 @@ def measure_model(
 
         return load_model(session, *choose_device(args))
 
-    settings = {"weights": weights_of(session), "device": args.device, "dtype": args.dtype}
+    settings = {name: getattr(args, name) for name in ("device", "dtype", "batch_size")}
+    settings["weights"] = weights_of(session)
     model = _Model(name, session, load, settings, args.batch_size)
-    sums = measure_losses(model, encoded, kept / "losses" / f"{name}.json")
+    sums = measure_losses(model, encoded, kept / "losses" / f"{name}.jsonl")
     return sums, answer_questions(model, asked, kept / "answers" / f"{name}.jsonl", args) if asked else []
 
 
 def measure_losses(model: _Model, encoded: list[Encoded], path: Path) -> list[list[float]]:
-    """Return the summed loss of each record of each set, from ``path`` when it holds those of the same tokens."""
-    digests = [hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:32] for pairs in encoded]
-    fixed = model.settings | {"records": digests}
-    if path.exists():
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if value["settings"] == fixed:
-            print(f"{model.name}：用已有的损失 {path}。", file=sys.stderr)
-            return value["sums"]
+    """Return the summed loss of each record of each set; ``path`` gets them batch by batch, and gives what it holds."""
     from .heldout import record_losses
 
+    digests = [hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:32] for pairs in encoded]
+    kept, todo = open_losses(path, model.settings | {"records": digests}), sum(map(len, encoded))
+    if kept:
+        print(f"{model.name}：{path} 已有 {len(kept)} 条损失，还要算 {todo - len(kept)} 条。", file=sys.stderr)
     pad_id = model.session.tokenizer.pad_token_id or 0
-    sums = [record_losses(model.load(), pairs, model.batch_size, pad_id, model.name) for pairs in encoded]
-    write_text(path, json.dumps({"settings": fixed, "sums": sums}) + "\n")
-    return sums
+    with path.open("a", encoding="utf-8") as file:
+        for number, pairs in enumerate(encoded):
+            known = {i for part, i in kept if part == number}
+            if len(known) == len(pairs):
+                continue
+            for values in record_losses(model.load(), pairs, model.batch_size, pad_id, model.name, known):
+                kept |= {(number, i): value for i, value in values.items()}
+                file.write("".join(f"{json.dumps([number, i, value])}\n" for i, value in values.items()))
+                file.flush()
+    return [[kept[number, i] for i in range(len(pairs))] for number, pairs in enumerate(encoded)]
+
+
+def open_losses(path: Path, settings: dict) -> dict[tuple[int, int], float]:
+    """Make ``path`` ready for appending; return {(set, record): loss} that it holds, if for the same ``settings``.
+
+    Its first line is the settings. A last line that was cut is removed.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    head, *rows = data[: data.rfind(b"\n") + 1].splitlines() or [b""]
+    wanted = json.dumps(settings, ensure_ascii=False).encode()
+    if head != wanted:
+        write_text(path, wanted.decode() + "\n")
+        return {}
+    with path.open("r+b") as file:
+        file.truncate(data.rfind(b"\n") + 1)
+    return {(number, i): value for number, i, value in map(json.loads, rows)}
 
 
 def answer_questions(model: _Model, records: list[Record], path: Path, args: argparse.Namespace) -> list[dict]:

@@ -9,6 +9,8 @@ from .errors import UserError
 from .evaluation import MAX_SOURCES, group_sources
 from .inference import Request, read_lines
 
+SHOWN = 5  # lines said of records that are left out, of however many
+
 Encoded = list[tuple[list[int], list[int]]]  # (input_ids, labels) of each record
 
 
@@ -105,8 +107,11 @@ def prepare(sessions: dict[str, Any], records: list[Record], leaked: set[str], m
     found, clean = len(clean), without_repeats(clean)
     cut, truncated = encode_all(sessions, clean, max_length)
     kept = [i for i in range(len(clean)) if all(any(x != -100 for x in pairs[i][1][1:]) for pairs in cut.values())]
-    for i in sorted(set(range(len(clean))) - set(kept)):
+    empty = sorted(set(range(len(clean))) - set(kept))
+    for i in empty[:SHOWN]:
         print(f"{clean[i].where}：截到 {max_length} 个 token 后没有可算损失的回答，不计入。", file=sys.stderr)
+    if len(empty) > SHOWN:
+        print(f"另有 {len(empty) - SHOWN} 条也是这样。", file=sys.stderr)
     if not kept:
         raise UserError(f"没有一条记录可算损失，请加大 --max-seq-length（现在是 {max_length}）。")
     encoded = {name: [pairs[i] for i in kept] for name, pairs in cut.items()}

@@ -15,7 +15,7 @@ TAGS = {
     "worse": "变差",
     "unclear": "不能说有提高",
     "few": "不下结论",
-    "leaked": "都训练过，不算提高",
+    "leaked": "都训练过，不算",
 }
 FEW_SOURCES = 4
 WITHOUT_LEAKED = "去掉与训练数据重合的"
@@ -24,7 +24,7 @@ FORGETTING_TAGS = {
     "worse": "有遗忘",
     "unclear": "看不出遗忘",
     "few": "不下结论",
-    "leaked": "都训练过，不算没有遗忘",
+    "leaked": "都训练过，不算",
 }
 
 
@@ -53,6 +53,8 @@ def change(difference: dict) -> str:
         return f"差 {value:+.{digits}f}{unit}（95% 区间 {bounds[0]:+.{digits}f} 到 {bounds[1]:+.{digits}f}，{count}）"
     word = "低" if bounds[1] < 0 else "高"
     low, high = sorted(abs(x) for x in bounds)
+    while digits < 6 and float(f"{low:.{digits}f}") == 0:  # a bound that leaves 0 out must not look like 0
+        digits += 1
     return f"{word} {abs(value):.{digits}f}{unit}（95% 区间 {low:.{digits}f} 到 {high:.{digits}f}，{count}）"
 
 
@@ -85,10 +87,11 @@ def of_sources(report: dict) -> list[dict]:
 
 
 def without_leaked(part: dict) -> list[dict]:
-    """The differences that are left without the records that leaked, where some did: over all, and of a few sources."""
+    """The differences that change without the records that leaked: over all, and of a few sources."""
     found = part.get("without_leaked", {}).get("differences", [])
     few = len({d["source"] for d in found if d["source"] is not None}) <= FEW_SOURCES
-    return [d for d in found if d["source"] is None or few]
+    counts = {d["source"]: d["records"] for d in part.get("differences", [])}
+    return [d for d in found if d["records"] != counts[d["source"]] and (d["source"] is None or few)]
 
 
 def counted(report: dict) -> str:

@@ -1,6 +1,7 @@
 """Held-out loss of each record: cross-entropy summed over its target tokens, for evaluation."""
 
 import sys
+from collections.abc import Container, Iterator
 from typing import Any
 
 import torch
@@ -13,19 +14,24 @@ CHUNK_TOKENS = 1024
 
 
 def record_losses(
-    model: Any, encoded: list[tuple[list[int], list[int]]], batch_size: int, pad_id: int, name: str
-) -> list[float]:
-    """Return the summed cross-entropy of each record's target tokens, in the order of ``encoded``: (input_ids, labels) pairs."""
+    model: Any,
+    encoded: list[tuple[list[int], list[int]]],
+    batch_size: int,
+    pad_id: int,
+    name: str,
+    known: Container[int] = (),
+) -> Iterator[dict[int, float]]:
+    """Yield {record: summed cross-entropy of its target tokens}, a batch at a time; ``encoded``: (input_ids, labels) pairs.
+
+    Batches of which every record is ``known`` are left out; the others are the same as without it.
+    """
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
-    sums = [0.0] * len(encoded)
-    bar = tqdm(total=len(order), desc=f"{name} 损失", unit="条", disable=None, file=sys.stderr)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        for i, value in zip(batch, batch_losses(model, [encoded[i] for i in batch], pad_id), strict=True):
-            sums[i] = value
-        bar.update(len(batch))
-    bar.close()
-    return sums
+    with tqdm(total=len(order), desc=f"{name} 损失", unit="条", disable=None, file=sys.stderr) as bar:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            if not all(i in known for i in batch):
+                yield dict(zip(batch, batch_losses(model, [encoded[i] for i in batch], pad_id), strict=True))
+            bar.update(len(batch))
 
 
 def batch_losses(model: Any, batch: list[tuple[list[int], list[int]]], pad_id: int) -> list[float]:

@@ -6,6 +6,7 @@ digest of the whole request, so a changed question, answer, prompt or judge is a
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -67,6 +68,10 @@ def open_judge(base_url: str, model: str, api_key: str | None, settings: dict, t
         raise UserError(f"--base-url {base_url}：应是 http://主机:端口/v1 这样的地址，请修改。")
     url = base_url.rstrip("/") + ("/v1" if parts.path in ("", "/") else "")
     key = api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY"
+    if key == "EMPTY" != api_key and parts.scheme == "https":
+        raise UserError(
+            f"没有给出 {parts.hostname} 的密钥；请设环境变量 OPENAI_API_KEY（服务不要密钥时加 --api-key EMPTY）。"
+        )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise UserError("密钥里有空格、换行或非英文字符，请重新复制 OPENAI_API_KEY（或 --api-key）。")
     client = openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=timeout)
@@ -116,9 +121,17 @@ def _with_waits(call: Callable[[], Any], stop: threading.Event, url: str, key: s
         except openai.OpenAIError as error:
             raise UserError(f"评审服务的回答读不懂（{str(error)[:200]}），请检查 --base-url。") from None
         if wait is not None:
+            _say_waiting(problem)
             stop.wait(wait)
     shown = url.rpartition("@")[2]
     raise UserError(f"{shown}：重试 {len(WAITS)} 次仍不成（{problem}）；已得的判决都已记下，稍后用同一条命令继续。")
+
+
+@functools.cache  # once for each problem: many questions meet the same one
+def _say_waiting(problem: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(f"评审服务暂时不通（{problem}），自动重试，最多等 {sum(WAITS):.0f} 秒。", file=sys.stderr)
 
 
 def _is_passing(error: Any) -> bool:

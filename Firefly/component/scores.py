@@ -5,6 +5,7 @@ mean. Both get words that are cut here, since their own tokenizers know no Chine
 """
 
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 
@@ -147,9 +148,11 @@ def score_models(answers: dict[str, list[dict]], seed: int) -> tuple[dict[str, d
     Returns:
         Each model's figures, and the differences of the pairs.
     """
+    from tqdm import tqdm
+
     score = make_scorer()
-    for samples in answers.values():
-        for one in samples:
+    for name, samples in answers.items():
+        for one in tqdm(samples, desc=f"{name} 打分", unit="条", disable=None, file=sys.stderr):
             one["scores"] = score(one["reference"], one["response"]) | traits(one["question"], one["response"])
     names = list(answers)
     draws = _draws(answers, seed)

@@ -97,6 +97,10 @@ def check_flags(args: argparse.Namespace) -> list[str]:
             raise UserError(f"--tasks：{task} 已包含在 {whole} 里，请去掉其中一个。")
     if args.task_dir and not Path(args.task_dir).is_dir():
         raise UserError(f"--task-dir {args.task_dir}：没有这个文件夹，请检查路径。")
+    if args.data_dir and not Path(args.data_dir).is_dir():
+        raise UserError(
+            f"--data-dir {args.data_dir}：没有这个文件夹；请把官方压缩包解到其中的 ceval、cmmlu、mmlu，或去掉它，从 hub 下载。"
+        )
     if (Path(args.out) / "benchmarks.json").exists() and not args.overwrite:
         raise UserError(f"{args.out}：已有测试结果，请换一个 --out，或加 --overwrite。")
     make_folder(args.out)

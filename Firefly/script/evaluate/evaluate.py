@@ -12,7 +12,9 @@ run goes on, and another model costs only its own time.
 
 import argparse
 import contextlib
+import importlib.util
 import json
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -58,6 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="另用 N 条贪心生成，算 BLEU、ROUGE、自行结束、重复、长度等（默认 0）",
     )
     parser.add_argument("--max-new-tokens", type=int, default=256, help="生成的上限（默认 256）")
+    parser.add_argument(
+        "--benchmarks",
+        metavar="任务",
+        help="接着用 benchmarks.py 测，例如 ceval-valid,cmmlu,mmlu，结果在同一页（更多选项见 benchmarks.py --help）",
+    )
+    parser.add_argument("--data-dir", help="--benchmarks 的离线数据；不给则取自 hub 或其缓存")
     parser.add_argument("--seed", type=int, default=42, help="重抽样（bootstrap）的随机种子（默认 42）")
     parser.add_argument("--device", default="auto", help="auto（默认）、cpu、cuda、cuda:1")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
@@ -86,9 +94,22 @@ def main(argv: list[str] | None = None) -> int:
         report |= evaluate(sessions, records, general, leaked, args, kept)
     if leakage:
         report["leakage"] = leakage
+    else:
+        report["notes"] = [*report["notes"], "没有给出 --train-file：评估记录是否在训练数据里，没有查。"]
     print(summary(report), file=sys.stderr)
     write_report(args, report, markdown(report))
+    if args.benchmarks:  # a process of its own: lm-eval gets the whole of the memory
+        return subprocess.run([sys.executable, *benchmark_command(args)], check=False).returncode
     return 0
+
+
+def benchmark_command(args: argparse.Namespace) -> list[str]:
+    """What benchmarks.py is called with, to put its results into the same folder."""
+    named = {"tasks": args.benchmarks, "data-dir": args.data_dir, "out": args.out, "batch-size": args.batch_size}
+    named |= {"device": args.device, "dtype": args.dtype, "template-name": args.template_name}
+    flags = [part for flag, value in named.items() if value is not None for part in (f"--{flag}", str(value))]
+    more = ["--overwrite"] if args.overwrite else []
+    return [str(Path(__file__).with_name("benchmarks.py")), *flags, *more, "--models", *args.models]
 
 
 def parse_models(args: argparse.Namespace) -> dict[str, str]:
@@ -102,6 +123,12 @@ def parse_models(args: argparse.Namespace) -> dict[str, str]:
             raise UserError(f"--{flag} 是 {value}，应不小于 0，请修改。")
     if args.drop_leaked and not args.train_file:
         raise UserError("--drop-leaked 要知道训练数据是什么，请同时给出 --train-file。")
+    if args.data_dir and not args.benchmarks:
+        raise UserError("--data-dir 是 --benchmarks 的数据，请同时给出 --benchmarks，例如 ceval-valid,cmmlu。")
+    if args.benchmarks and not args.out:
+        raise UserError("--benchmarks 的结果要写进文件夹，请给出 --out。")
+    if args.benchmarks and importlib.util.find_spec("lm_eval") is None:
+        raise UserError("--benchmarks：还没有安装 lm-eval，请先 pip install -r requirements-eval.txt。")
     if args.generate:
         from component.scores import check_libraries
 
@@ -111,7 +138,8 @@ def parse_models(args: argparse.Namespace) -> dict[str, str]:
 
 def check_out(args: argparse.Namespace) -> None:
     """UserError, before anything is measured, for a folder that holds a report or cannot be made."""
-    if args.out and (Path(args.out) / "evaluation.json").exists() and not args.overwrite:
+    last = "benchmarks.json" if args.benchmarks else "evaluation.json"
+    if args.out and (Path(args.out) / last).exists() and not args.overwrite:
         raise UserError(f"{args.out}：已有评估结果，请换一个 --out，或加 --overwrite。")
     if args.out:
         make_folder(args.out)

@@ -92,6 +92,19 @@ class Session:
         chat_template = "t"
 
 
+def test_of_many_records_left_out_a_few_are_named(monkeypatch, capsys):
+    from Firefly.component import prompt
+
+    labels = [[-100, 2 if i == 0 else -100] for i in range(99)]
+    monkeypatch.setattr(prompt, "encode_conversations", lambda tokenizer, many: [([1, 2], own) for own in labels])
+    texts = [[{"role": "user", "content": f"问{i}"}, {"role": "assistant", "content": "答"}] for i in range(99)]
+    held = prepare({"base": Session()}, [Record(f"e.jsonl:{i}", "hit", text) for i, text in enumerate(texts)], set(), 9)
+    assert held.dropped == {"没有目标 token": 98}
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("e.jsonl:1：")
+    assert lines[5:] == ["另有 93 条也是这样。"]
+
+
 def test_copies_count_once_and_small_sources_together(monkeypatch):
     """Twenty sources, the first with three records, two of them the same."""
     from Firefly.component import prompt

@@ -30,7 +30,8 @@ def difference(verdict: str, bounds: list[float], **changes) -> dict:
             False,
             "s1 比 base：「hit」的损失差 -0.050（95% 区间 -0.200 到 +0.100，20 条）；区间含 0，不能说有提高。",
         ),
-        (difference("leaked", [-0.6, -0.2]), False, "s1 比 base：损失低 0.400（95% 区间 0.200 到 0.600，20 条），都训练过，不算提高。"),
+        (difference("better", [-0.6, -0.0002]), False, "s1 比 base：损失低 0.3001（95% 区间 0.0002 到 0.6000，20 条），有提高。"),
+        (difference("leaked", [-0.6, -0.2]), False, "s1 比 base：损失低 0.400（95% 区间 0.200 到 0.600，20 条），都训练过，不算。"),
         (difference("few", [-0.6, -0.2], records=3), False, "s1 比 base：损失只有 3 条记录，太少，不下结论。"),
         (difference("worse", [0.2, 0.6]), True, "s1 比 base：通用数据的损失高 0.400（95% 区间 0.200 到 0.600，20 条），有遗忘。"),
         (
@@ -143,6 +144,19 @@ def test_the_page_is_whole_shut_and_the_same_each_time(report, tmp_path):
     }
     assert html.count("<article>") == 8
     assert "nan" not in html
+
+
+def test_what_is_left_without_leaked_records_is_told_where_it_differs(report, tmp_path):
+    """Without them 9 of 20 are left over all; of hit, all 20."""
+    clean = [
+        difference("unclear", [-0.1, 0.2], after=ATTACK, records=9),
+        difference("better", [-0.3, -0.1], after=ATTACK, source=ATTACK),
+    ]
+    report |= {"without_leaked": {"records": 9, "differences": clean}}
+    lines = [line for line in markdown(report).splitlines() if "去掉与训练数据重合的，" in line]
+    assert len(lines) == 1
+    assert "9 条）；区间含 0，不能说有提高" in lines[0]
+    assert made(tmp_path, evaluation=report).count("去掉重合的") == 1
 
 
 def judged(name: str) -> dict:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from Firefly.component.checkpoint import load_causal_lm, load_tokenizer
-from Firefly.component.heldout import record_losses
+from Firefly.component.heldout import batch_losses
 from Firefly.component.prompt import encode_conversations, record_to_messages
 from Firefly.component.qlora_merge import Scores, choose, dequantize, distance, load_nf4, score
 from tests.Firefly.conftest import conversation
@@ -20,7 +20,7 @@ def test_scores_equal_slow_sums(tiny_minicpm, records, monkeypatch):
     monkeypatch.setattr("Firefly.component.qlora_merge.DIVERGENCE_POSITIONS", 40)
     model = load_causal_lm(tiny_minicpm).eval()
     found = score(model, records)
-    slow = record_losses(model, records, 2, 2, "slow")
+    slow = batch_losses(model, records, 2)
     torch.testing.assert_close(found.losses, torch.tensor(slow, dtype=torch.float64), atol=1e-3, rtol=1e-5)
     rows = []
     for ids, labels in records:

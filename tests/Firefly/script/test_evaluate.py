@@ -131,6 +131,8 @@ def test_every_record_is_accounted_for(evaluate, tiny_minicpm, eval_file, capsys
         (["a=TINY"], '{"messages": [{"role": "assistant", "content": "答"}]}', ":6：没有提问和 assistant 的回答"),
         (["a=TINY"], '{"conversation": [{"human": "问", "assistant": "\\ud800"}]}', ":6：文本里有半个字符"),
         (["a/b=TINY"], None, "名字应简短，不含 /"),
+        (["a=TINY", "--benchmarks", "cmmlu"], None, "请给出 --out"),
+        (["a=TINY", "--data-dir", "x"], None, "请同时给出 --benchmarks"),
         (["a=TINY", "--out", __file__], None, "这是一个文件，请给出文件夹"),
         (["a=TINY", "--drop-leaked"], None, "请同时给出 --train-file"),
         (["a=TINY", "--train-file", "no/such.jsonl"], None, "找不到训练文件"),
@@ -240,7 +242,7 @@ def test_what_was_measured_before_a_cut_is_kept(evaluate, tiny_minicpm, eval_fil
     capsys.readouterr()
     assert evaluate.main([*argv, "--out", str(tmp_path / "out")]) == 0
     assert len(batches) == 5 + 2, "the four answers that were there are not made again"
-    assert "用已有的损失" in capsys.readouterr().err
+    assert "已有 5 条损失，还要算 0 条" in capsys.readouterr().err
     for name in ("evaluation.json", "evaluation.md", "evaluation.html", "answers/base.jsonl", "answers/uniform.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes(), name
     argv.insert(3, f"again={tiny_minicpm}")
@@ -248,6 +250,34 @@ def test_what_was_measured_before_a_cut_is_kept(evaluate, tiny_minicpm, eval_fil
     assert len(batches) == 7 + 3, "only the new model answers"
     assert evaluate.main([*argv, "--out", str(tmp_path / "out"), "--overwrite", "--max-new-tokens", "3"]) == 0
     assert len(batches) == 10 + 9, "another limit, other answers"
+
+
+def test_losses_are_kept_batch_by_batch(evaluate, tiny_minicpm, eval_file, tmp_path, capsys):
+    """Cut within the second line of a model's losses: one is kept, four batches are measured again."""
+    argv = ["--models", f"base={tiny_minicpm}", "--eval-file", str(eval_file), "--batch-size", "1"]
+    assert evaluate.main([*argv, "--out", str(tmp_path / "out")]) == 0
+    path, report = tmp_path / "out/losses/base.jsonl", tmp_path / "out/evaluation.json"
+    whole, before = path.read_bytes(), report.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:3])[:-4])
+    capsys.readouterr()
+    assert evaluate.main([*argv, "--out", str(tmp_path / "out"), "--overwrite"]) == 0
+    assert "已有 1 条损失，还要算 4 条" in capsys.readouterr().err
+    assert (path.read_bytes(), report.read_bytes()) == (whole, before)
+    assert evaluate.main([*argv, "--out", str(tmp_path / "out"), "--overwrite", "--batch-size", "2"]) == 0
+    assert "已有" not in capsys.readouterr().err, "other batches round otherwise"
+
+
+def test_benchmarks_are_called_with_flags_that_they_know(evaluate):
+    """Each flag arrives, and every model."""
+    argv = ["--eval-file", "e", "--models", "a=x", "b=y", "--benchmarks", "cmmlu,mmlu", "--out", "o", "--overwrite"]
+    args = evaluate.build_parser().parse_args([*argv, "--data-dir", "d", "--device", "cpu", "--batch-size", "3"])
+    path, *flags = evaluate.benchmark_command(args)
+    spec = importlib.util.spec_from_file_location("benchmarks", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.build_parser().parse_args(flags)
+    assert (found.models, found.tasks, found.out) == (["a=x", "b=y"], "cmmlu,mmlu", "o")
+    assert (found.data_dir, found.device, found.batch_size, found.overwrite) == ("d", "cpu", 3, True)
 
 
 def test_the_answers_are_what_the_judge_reads(evaluate, tiny_minicpm, eval_file, tmp_path):

@@ -231,10 +231,18 @@ def test_a_real_run_on_a_tiny_model_and_its_adapter(lm_eval, benchmarks, tiny_mi
     assert benchmarks.main(argv) == 2
     assert "已有测试结果" in capsys.readouterr().err
     before = (out / "benchmarks.json").read_bytes()
-    (out / "benchmarks.json").unlink()
-    assert benchmarks.main(argv) == 0
+    assert benchmarks.main([*argv, "--overwrite"]) == 0
     assert capsys.readouterr().err.count("用已有的结果") == 2
     assert (out / "benchmarks.json").read_bytes() == before
+    assert f"{100 * base['value']:.1f}%" in (out / "evaluation.html").read_text()
+
+
+def test_other_questions_of_the_same_length_are_measured_anew(benchmarks, tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [dict(zip(NAMES, ROW, strict=True))])
+    before = benchmarks.digest_of([path])
+    assert benchmarks.digest_of([path]) == before
+    path.write_text(path.read_text().replace('"B"', '"C"'))
+    assert benchmarks.digest_of([path]) != before
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def quick_waits(judge, monkeypatch):
     import component.judge_client as client
 
     monkeypatch.setattr(client, "WAITS", (0.01, 0.01, 0.01))
+    client._say_waiting.cache_clear()
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
@@ -153,7 +154,9 @@ def test_busy_server_is_waited_for_within_bounds(run, server, tmp_path, capsys):
     server.reply = lambda n, body: (503, {"error": {"message": "down"}})
     assert run("--concurrency", "1", out="down") == 2
     assert len(server.bodies) == 4, "the first and three retries"
-    assert "重试 3 次仍不成（HTTP 503：down）" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "重试 3 次仍不成（HTTP 503：down）" in error
+    assert error.count("暂时不通（HTTP 503：down）") == 1, "said when it begins, and not by each question"
     server.bodies.clear()
     server.reply = lambda n, body: (429, {"error": {"message": "no money", "code": "insufficient_quota"}})
     assert run("--concurrency", "1", out="poor") == 2
@@ -265,3 +268,10 @@ def test_bad_flags_are_one_sentence(run, capsys, flags, says):
     error = capsys.readouterr().err
     assert says in error
     assert error.count("错误：") == 1
+
+
+def test_no_key_for_a_service_is_said_before_anything_is_sent(run, server, capsys, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert run("--base-url", "https://judge.invalid/v1") == 2
+    assert "没有给出 judge.invalid 的密钥" in capsys.readouterr().err
+    assert run() == 0, "a server of one's own needs none"
