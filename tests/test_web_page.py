@@ -187,6 +187,8 @@ def hostile_url():
     from Firefly.component.web_models import ChatModel
 
     async def answer(messages, settings):
+        yield {"wait": "轮候"}
+        await asyncio.sleep(0.5)
         for start in range(0, len(HOSTILE), 7):
             yield {"text": HOSTILE[start : start + 7]}
             await asyncio.sleep(0)
@@ -206,7 +208,9 @@ def hostile_url():
 def test_what_a_model_says_is_text_and_never_html(open_page, browser, hostile_url):
     page = open_page(hostile_url)
     ask(page, "<script>window.hacked = 5</script>", 9)
+    expect(page.locator(".wait")).to_have_text("轮候")
     expect(page.locator(".answer footer")).to_be_visible()
+    expect(page.locator(".wait")).to_have_count(0)
     answer = page.locator(".answer .text")
     expect(answer.locator("p").first).to_contain_text('<script>window.hacked = 1</script><img src=x onerror="window.h')
     expect(answer.locator("pre")).to_have_text("<script>window.hacked = 4</script>")
@@ -222,3 +226,24 @@ def test_what_a_model_says_is_text_and_never_html(open_page, browser, hostile_ur
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=/x onerror=\"window.hacked = 6\">')")
     page.wait_for_timeout(200)
     assert page.evaluate("window.hacked") is None, "even if something were inserted, the policy runs no inline script"
+
+
+def test_long_and_odd_text_is_drawn_in_time_that_grows_with_its_length(open_page, hostile_url):
+    """A line that is almost a table's rule, or a mark that never ends, must not freeze the page."""
+    page = open_page(hostile_url)
+    for text in ("a | b\n" + " " * 50_000 + "|x", "*a **b `c " * 5_000, "> " * 25_000, "|-" * 25_000, "- 一\n" * 5_000):
+        took = page.evaluate(
+            "(text) => { const start = performance.now(); markdown(text); return performance.now() - start; }", text
+        )
+        assert took < 3_000, text[:20]
+
+
+def test_the_enter_of_an_input_method_sends_nothing_and_an_error_without_json_is_said(open_page, hostile_url):
+    page = open_page(hostile_url)
+    page.fill("#question", "ni hao")
+    for extra in ({"isComposing": True}, {"keyCode": 229}):  # 229: Safari
+        page.dispatch_event("#question", "keydown", {"key": "Enter", "bubbles": True, **extra})
+    assert page.locator(".turn").count() == 0
+    page.evaluate("window.fetch = async () => new Response('Internal Server Error', { status: 500 })")
+    page.press("#question", "Enter")
+    expect(page.locator(".answer .error")).to_have_text("服务出错（HTTP 500），原因见启动它的终端。")

@@ -11,9 +11,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any
+from urllib.parse import urlsplit
 
 from .errors import UserError
 from .inference import DEFAULT_MAX_NEW_TOKENS, Completion, Engine, Request
+from .listening import reach_here_directly
 from .rows import BASE
 
 
@@ -24,18 +26,30 @@ def find_models(args: Namespace) -> tuple[dict[str, Any], dict[str, str]]:
     """
     import openai
 
-    if not args.client.startswith(("http://", "https://")):
-        raise UserError(f"--client {args.client}：应是 http://主机:端口/v1 这样的地址，请修改。")
+    url = server_url(args.client)
     if args.load_in_4bit or args.adapter:
         flag = "--load-in-4bit" if args.load_in_4bit else "--adapter"
         raise UserError(f"{flag} 由服务端决定，请在 --serve 时给出；客户端用 --model 名字选择模型或适配器。")
-    url = args.client.rstrip("/").removesuffix("/v1") + "/v1"
+    reach_here_directly()
     access = {"base_url": url, "api_key": os.environ.get("OPENAI_API_KEY") or "EMPTY", "timeout": 600}
     with openai.OpenAI(**access) as client, said_plainly(url):
         names = model_names(client)
     if not names:
         raise UserError(f"{url}：服务端没有模型，请检查服务是否已就绪。")
     return access, names
+
+
+def server_url(given: str) -> str:
+    """Return the address that ends in /v1, whether people gave the host, that, or what the curl line asks."""
+    url = given.strip().rstrip("/").removesuffix("/chat/completions").removesuffix("/v1") + "/v1"
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets that do not close, a port that is no number
+        good = False
+    if not good:
+        raise UserError(f"--client {given}：应是 http://主机:端口/v1 这样的地址，请修改。")
+    return url
 
 
 def connect(args: Namespace) -> Engine:
@@ -161,13 +175,17 @@ def said_plainly(where: str) -> Iterator[None]:
         raise as_user_error(where, error) from error
     except (AttributeError, TypeError, ValueError) as error:  # the package trips over a page, or JSON of another kind
         raise UserError(f"{where}：这个地址回答的不是 OpenAI 兼容服务的格式，请检查 --client 的地址。") from error
+    except Exception as error:
+        if not type(error).__module__.startswith("httpx"):
+            raise
+        raise _cut_off(where, error) from error  # openai 2 lets this through when a server dies in mid-stream
 
 
 def as_user_error(where: str, error: Exception) -> UserError:
     import openai
 
     if isinstance(error, openai.APIConnectionError):
-        return UserError(f"{where}：连不上服务或中途断开（{error}），请先用 --serve 启动，并检查地址和端口。")
+        return _cut_off(where, error)
     status = getattr(error, "status_code", None)
     if status in (401, 403):
         return UserError(f"{where}：服务端要求密钥（HTTP {status}），请设置环境变量 OPENAI_API_KEY。")
@@ -176,3 +194,7 @@ def as_user_error(where: str, error: Exception) -> UserError:
     if status is None:  # said in the middle of a stream
         return UserError(f"{where}：服务端没有答完（{message}），请检查服务端的日志，然后用同一条命令继续。")
     return UserError(f"{where}：服务端拒绝了这一条（HTTP {status}：{message}），请按提示修改。")
+
+
+def _cut_off(where: str, error: Exception) -> UserError:
+    return UserError(f"{where}：连不上服务或中途断开（{error}），请先用 --serve 启动，并检查地址和端口。")

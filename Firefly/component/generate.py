@@ -25,6 +25,9 @@ from .session import Sampling, Session, TextStream, choose_device, open_session
 from .vocabulary import fit_vocabulary
 
 PREFILL = 512  # tokens of a prompt that are read at a time
+BATCH_TOKENS = (
+    32768  # of the prompts of a batch, padding included: one long row must not be padded for by 31 short ones
+)
 
 
 def load_engine(args: Namespace) -> Engine:
@@ -161,9 +164,11 @@ def generate_window(
             with using_adapter(model, session, name):
                 yield from generate_window(model, session, own, batch_size)
         return
-    ordered = sorted(requests, key=lambda request: (-len(session.encode(request)), request.index))
-    for start in range(0, len(ordered), batch_size):
-        batch = ordered[start : start + batch_size]
+    lengths = {request.index: len(session.encode(request)) for request in requests}
+    ordered = sorted(requests, key=lambda request: (-lengths[request.index], request.index))
+    while ordered:
+        rows = min(batch_size, max(1, BATCH_TOKENS // lengths[ordered[0].index]))
+        batch, ordered = ordered[:rows], ordered[rows:]
         yield from zip(batch, generate_batch(model, session, batch), strict=True)
 
 

@@ -139,6 +139,7 @@ def check_server_flags(args: argparse.Namespace) -> None:
             raise UserError(f"--serve 只启动服务，不能同时给 --{flag}；请先启动，再另开一个终端用 --client 提问。")
     if not 0 <= args.port <= 65535:
         raise UserError(f"--port {args.port}：应在 0 到 65535 之间，请修改。")
+    check_limits(args)
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -165,11 +166,17 @@ def check_limits(args: argparse.Namespace) -> None:
         "temperature": (0, None),
         "top_p": (0, 1),
         "repetition_penalty": (0, None),
+        "seed": (-(1 << 53), 1 << 53),
+        "max_model_len": (1, None),
+        "tensor_parallel_size": (1, None),
+        "data_parallel_size": (1, None),
+        "serve_timeout": (0, None),
     }
     for name, (low, high) in limits.items():
-        value = getattr(args, name)
+        value = getattr(args, name, None)
         open_low = name in ("top_p", "repetition_penalty")  # 0 itself means nothing there
-        if value is not None and (value < low or (open_low and value == low) or (high is not None and value > high)):
+        top = high if high is not None else sys.float_info.max
+        if value is not None and not (low <= value <= top and not (open_low and value == low)):
             bounds = f"{'大于' if open_low else '不小于'} {low}" + (f"、不大于 {high}" if high is not None else "")
             raise UserError(f"--{name.replace('_', '-')} 是 {value}，应{bounds}，请修改。")
 
@@ -260,6 +267,10 @@ def _check_messages(messages: list[dict], where: str) -> None:
             )
         if not isinstance(content, str) or (role != "system" and not content.strip()):
             raise UserError(f"{where}：第 {position + 1} 条消息的内容是空的或不是文本，请改正这一行。")
+        if any("\ud800" <= character <= "\udfff" for character in content):
+            raise UserError(
+                f"{where}：第 {position + 1} 条消息里有不成对的代理字符（\\ud800 一类，半个字），请改正这一行。"
+            )
     if not messages or messages[-1]["role"] != "user":
         raise UserError(f"{where}：最后一条消息应是 user 的提问，请改正这一行。")
 

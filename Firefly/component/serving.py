@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .listening import address, listen
+from .listening import address, listen, reach_here_directly, warn_if_open
 from .session import Session
 
 GRACE_SECONDS = 30
@@ -89,11 +89,13 @@ def served_name(session: Session) -> str:
 
 
 def serve(command: list[str], host: str, port: int, model: str, env: dict[str, str], timeout: float = 900) -> int:
-    """Run ``command`` until it ends or SIGINT/SIGTERM comes, which it gets too; return the exit code for the shell.
+    """Run ``command`` until it ends or a signal to stop comes, which it gets too; return the exit code for the shell.
 
     The server's own output goes to stderr. Once /health answers, stdout gets the URL and stderr a curl line.
     Raises UserError when the server ends before that or takes longer than ``timeout`` seconds.
     """
+    reach_here_directly()
+    warn_if_open(host, command)
     print("启动：" + shlex.join(_without_keys(command)), file=sys.stderr, flush=True)
     child = subprocess.Popen(command, env=os.environ | env, stdout=sys.stderr, start_new_session=True)
     stopped_by: list[int] = []
@@ -102,9 +104,12 @@ def serve(command: list[str], host: str, port: int, model: str, env: dict[str, s
         if stopped_by:  # asked twice: at once
             _signal_group(child, signal.SIGKILL)
         stopped_by.append(signum)
-        _signal_group(child, signum)
+        _signal_group(child, signal.SIGTERM if signum == signal.SIGHUP else signum)
 
-    before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
+    signums = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not under nohup: a closed terminal must not leave it behind
+        signums.append(signal.SIGHUP)
+    before = {s: signal.signal(s, forward) for s in signums}
     try:
         url = address(host, port)
         if is_worker(command):

@@ -112,6 +112,7 @@ def guard(app: Any, only_here: bool) -> Any:
     finds, or as a plain form, which read_body refuses for not being JSON.
     """
     from starlette.datastructures import MutableHeaders
+    from starlette.requests import ClientDisconnect
     from starlette.responses import JSONResponse
 
     async def guarded(scope: dict, receive: Any, send: Any) -> None:
@@ -128,6 +129,8 @@ def guard(app: Any, only_here: bool) -> Any:
             return
         try:
             await app(scope, receive, send_with_headers)
+        except ClientDisconnect:  # before its question was whole
+            return
         except Exception:
             traceback.print_exc()  # ours to say, since run_app keeps uvicorn quiet
             raise
@@ -136,14 +139,20 @@ def guard(app: Any, only_here: bool) -> Any:
 
 
 async def read_body(request: Any) -> dict:
-    """Return the JSON object that was sent. Raises UserError; a body over MAX_BODY is not read to its end."""
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    """Return the JSON object that was sent. Raises UserError; what is over MAX_BODY is not kept, and read only so far
+    that its sender hears why it is refused.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise UserError("请求应是 application/json。")
-    data = b""
+    data, size = bytearray(), 0
     async for chunk in request.stream():
-        data += chunk
-        if len(data) > MAX_BODY:
-            raise UserError(f"对话超过 {MAX_BODY >> 20} MB，请清空后重新提问。")
+        size += len(chunk)
+        if size <= MAX_BODY:
+            data += chunk
+        elif size > 16 * MAX_BODY:
+            break
+    if size > MAX_BODY:
+        raise UserError(f"对话超过 {MAX_BODY >> 20} MB，请清空后重新提问。")
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):

@@ -85,18 +85,39 @@ def test_offline_output_is_transformers_byte_for_byte(name, models, questions, e
 
 def test_several_adapters_answer_one_file_row_by_row(models, questions, expected, tmp_path):
     """Two adapters and the base in one run; rows without a name get --use-adapter."""
-    names = ["style", "base", "second", None]
-    rows = [json.loads(line) for line in questions.read_text().splitlines()]
-    for i, row in enumerate(rows):
-        if name := names[i % 4]:
-            row["adapter"] = name
-    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    names = mix(questions, tmp_path / "x.jsonl")
     argv = ["--model", models["base"], "--input", tmp_path / "x.jsonl", "--output", tmp_path / "y.jsonl"]
     argv += ["--adapter", f"style={models['style']}", "--adapter", f"second={models['second']}"]
     run_script(*argv, "--use-adapter", "second", "--max-model-len", "1024", *FLAGS)
-    for i, line in enumerate((tmp_path / "y.jsonl").read_text().splitlines()):
-        reference = json.loads(expected[names[i % 4] or "second"].splitlines()[i])
-        assert json.loads(line)["response"] == reference["response"]
+    check_mix(tmp_path / "y.jsonl", names, expected)
+
+
+def mixed(url: str, questions: Path, expected: dict[str, bytes], folder: Path) -> None:
+    """Rows for the base and rows for two adapters reach the server at the same time: each gets its own answer."""
+    import inference_with_vLLM
+
+    names = mix(questions, folder / "mixed.jsonl")
+    argv = ["--client", url, "--input", str(folder / "mixed.jsonl"), "--output", str(folder / "mixed_out.jsonl")]
+    argv += ["--use-adapter", "second", "--batch-size", "64", "--max-new-tokens", "24"]
+    assert inference_with_vLLM.main(argv) == 0
+    check_mix(folder / "mixed_out.jsonl", names, expected)
+
+
+def mix(questions: Path, path: Path) -> list[str | None]:
+    """Write the questions to ``path`` with an adapter's name, "base" or none in each row; return the names."""
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    names = [("style", "base", "second", None)[i % 4] for i in range(len(rows))]
+    rows = [row | ({"adapter": name} if name else {}) for row, name in zip(rows, names, strict=True)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return names
+
+
+def check_mix(path: Path, names: list[str | None], expected: dict[str, bytes]) -> None:
+    """Each row's answer is that of its own model; rows without a name were asked with --use-adapter second."""
+    lines = path.read_text().splitlines()
+    for i, (line, name) in enumerate(zip(lines, names, strict=True)):
+        reference = json.loads(expected[name or "second"].splitlines()[i])
+        assert json.loads(line)["response"] == reference["response"], (i, name)
 
 
 def test_two_workers_share_the_model(models, questions, expected, tmp_path, monkeypatch):
@@ -170,6 +191,7 @@ def test_server_with_adapters_answers_64_at_a_time_and_withstands_misuse(models,
             argv = ["--client", url, "--model", name, "--input", str(questions), "--output", str(out)]
             assert inference_with_vLLM.main([*argv, "--batch-size", "64", "--max-new-tokens", "24"]) == 0
             assert out.read_bytes() == expected[name]
+        mixed(url, questions, expected, tmp_path)
         misuse(url)
     finally:
         server.send_signal(signal.SIGINT)

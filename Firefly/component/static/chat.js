@@ -52,7 +52,10 @@ async function answer(name, count, values) {
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ model: name, messages: messagesFor(name, count), settings: values }),
     });
-    if (!response.ok) throw new Error((await response.json()).error);
+    if (!response.ok) {
+      const said = await response.json().catch(() => ({}));
+      throw new Error(said.error ?? `服务出错（HTTP ${response.status}），原因见启动它的终端。`);
+    }
     for await (const event of events(response)) {
       result.wait = event.wait;
       if (event.text) result.text += event.text;
@@ -100,16 +103,20 @@ function stop() {
 
 const drawn = new Map(); // turn -> {name: its card}
 const waitingToDraw = new Set();
+const drawingTook = new WeakMap(); // card -> milliseconds
 
-// At most one drawing a frame: a fast model sends many pieces in between.
+// At most one drawing a frame, since a fast model sends many pieces in between; and drawing takes a fifth of the time
+// at most, since each draws the whole answer anew, which takes long once that is long.
 function drawSoon(turn, name) {
   const card = drawn.get(turn)?.[name];
   if (!card || waitingToDraw.has(card)) return;
   waitingToDraw.add(card);
-  requestAnimationFrame(() => {
+  setTimeout(() => requestAnimationFrame(() => {
     waitingToDraw.delete(card);
+    const started = performance.now();
     showAnswer(turn, name);
-  });
+    drawingTook.set(card, performance.now() - started);
+  }), 4 * (drawingTook.get(card) ?? 0));
 }
 
 function showTurn(turn, names) {
@@ -270,8 +277,9 @@ async function start() {
   $("settings").addEventListener("change", save);
   $("question").addEventListener("input", fitQuestion);
   $("question").addEventListener("keydown", (event) => {
-    // an input method also uses Enter, to take a candidate
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) send(event);
+    // an input method also uses Enter, to take a candidate; Safari says so by the key code alone
+    const composing = event.isComposing || event.keyCode === 229;
+    if (event.key === "Enter" && !event.shiftKey && !composing) send(event);
   });
   $("question").focus();
 }

@@ -23,7 +23,6 @@ function inline(text) {
 }
 
 const LIST_ITEM = /^\s*(?:[-*+]|(\d{1,9})[.)])\s+(.*)$/;
-const TABLE_RULE = /^\s*\|?\s*:?-{2,}:?\s*(\|\s*:?-{2,}:?\s*)*\|?\s*$/;
 
 function cells(line) {
   return line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
@@ -46,7 +45,8 @@ function startsBlock(lines, i) {
 }
 
 function isTable(lines, i) {
-  return lines[i].includes("|") && i + 1 < lines.length && lines[i + 1].includes("|") && TABLE_RULE.test(lines[i + 1]);
+  const rule = lines[i + 1] ?? "";
+  return lines[i].includes("|") && rule.includes("|") && cells(rule).every((cell) => /^:?-{2,}:?$/.test(cell));
 }
 
 // Returns [node, number of lines it took].

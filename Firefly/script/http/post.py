@@ -4,6 +4,7 @@ python Firefly/script/http/post.py --inputs 背诵李白的将进酒
 """
 
 import argparse
+import http.client
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # Firefly/, wherever this is called from
 
 from component.errors import UserError, exit_cleanly
+from component.listening import reach_here_directly
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,15 +29,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def ask(url: str, timeout: float, **body: object) -> dict:
-    """Post ``body`` and return the answer; UserError says what the server said. The key is FIREFLY_API_KEY's."""
+def ask(url: str, timeout: float, **body: object) -> str:
+    """Post ``body`` and return the answer's text; UserError says what the server said. The key is FIREFLY_API_KEY's."""
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"--url {url}：应是 http://主机:端口/firefly 这样的地址，请修改。")
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("FIREFLY_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
+    reach_here_directly()
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return json.load(answer)
+            return json.load(answer)["output"]
     except urllib.error.HTTPError as error:
         text = error.read().decode("utf-8", "replace")
         try:
@@ -43,8 +48,10 @@ def ask(url: str, timeout: float, **body: object) -> dict:
         except (ValueError, KeyError, TypeError):
             text = text[:300]
         raise UserError(f"{url}：HTTP {error.code}：{text}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UserError(f"{url}：连不上服务（{error}），请先启动 serve.py，并检查地址和端口。") from None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{url}：回答里没有 output，这不是 serve.py 的 /firefly，请检查地址。") from None
 
 
 @exit_cleanly
@@ -60,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         top_p=args.top_p,
         repetition_penalty=1.0,
     )
-    print(answer["output"])
+    print(answer)
     return 0
 
 

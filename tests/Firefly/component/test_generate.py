@@ -124,3 +124,18 @@ def test_an_adapter_of_another_base_is_said(tiny_minicpm, adapters, tmp_path, ca
     (folder / "adapter_config.json").write_text(json.dumps(config))
     load(tiny_minicpm, [folder])
     assert ("是在 somewhere/else/stage1-merged 上训练的" in capsys.readouterr().err) is said
+
+
+def test_one_long_row_is_not_padded_for_by_many_short_ones(tiny_minicpm, monkeypatch):
+    """A row of 30,000 tokens beside 31 of 50 would need the memory of 32 long ones."""
+    from Firefly.component import generate
+
+    engine = load(tiny_minicpm, batch_size=4)
+    asked = [Request(0, [{"role": "user", "content": QUESTIONS[1] * 20}]), *requests()[1:], *requests()]
+    asked = [Request(i, request.messages) for i, request in enumerate(asked)]
+    before = answers(engine, asked)
+    sizes, generate_batch = [], generate.generate_batch
+    monkeypatch.setattr(generate, "BATCH_TOKENS", 400)
+    monkeypatch.setattr(generate, "generate_batch", lambda *a: sizes.append(len(a[2])) or generate_batch(*a))
+    assert answers(engine, asked) == before
+    assert sizes == [1, 4, 3], "the long one alone, the others as many at a time as --batch-size says"

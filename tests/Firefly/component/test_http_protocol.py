@@ -118,7 +118,9 @@ def test_the_old_inputs(inputs):
 
 
 def test_the_old_turns_and_settings():
-    asked = parse_old({"inputs": "<s>问一</s>答一</s>问二</s>", "max_new_tokens": 500, "do_sample": True}, DEFAULTS, CONTEXT)
+    asked = parse_old(
+        {"inputs": "<s>问一</s>答一</s>问二</s>", "max_new_tokens": 500, "do_sample": True}, DEFAULTS, CONTEXT
+    )
     assert [m["role"] for m in asked.messages] == ["user", "assistant", "user"]
     assert [m["content"] for m in asked.messages] == ["问一", "答一", "问二"]
     assert (asked.sampling.max_new_tokens, asked.sampling.temperature) == (500, 1.0)
@@ -126,7 +128,9 @@ def test_the_old_turns_and_settings():
     nested = parse_old({"inputs": "x", "parameters": {"temperature": 0.35, "do_sample": True}}, DEFAULTS, CONTEXT)
     assert flat.sampling == nested.sampling
     assert flat.sampling.temperature == 0.35
-    assert parse_old({"inputs": "x", "temperature": 0.35, "do_sample": False}, DEFAULTS, CONTEXT).sampling.temperature == 0
+    assert (
+        parse_old({"inputs": "x", "temperature": 0.35, "do_sample": False}, DEFAULTS, CONTEXT).sampling.temperature == 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def test_history_stays_and_only_the_last_answer_is_a_reference():
         (b'{"question": "a"}', "没有 prompt、messages 或 conversation"),
         (b'{"prompt": "  "}', "内容是空的"),
         (b'{"prompt": 3}', "不是文本"),
+        (b'{"prompt": "\\ud800"}', "不成对的代理字符"),
         (b'{"messages": []}', "最后一条消息应是 user"),
         (b'{"messages": [{"role": "tool", "content": "a"}]}', "'tool'"),
         (b'{"conversation": [{"assistant": "a"}]}', "conversation 应是"),
@@ -168,6 +169,9 @@ def parse(*argv: str) -> argparse.Namespace:
         (["--interactive", "--output", "y"], "--output"),
         (["--prompt", "a", "--top-p", "0"], "--top-p 是 0.0，应大于 0、不大于 1"),
         (["--prompt", "a", "--temperature", "-1"], "--temperature 是 -1.0，应不小于 0"),
+        (["--prompt", "a", "--temperature", "nan"], "--temperature 是 nan，应不小于 0"),
+        (["--prompt", "a", "--temperature", "inf"], "--temperature 是 inf，应不小于 0"),
+        (["--prompt", "a", "--seed", "9" * 30], "--seed 是 9999"),
         (["--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens"),
     ],
 )

@@ -58,6 +58,14 @@ def test_post_py_prints_the_answer_or_why_there_is_none(service, capsys):
     assert main(["--url", f"{service.url}/firefly", "--inputs", " "]) == 2
     assert "HTTP 400：inputs 是空的" in capsys.readouterr().err
     assert main(["--url", "http://127.0.0.1:9/firefly", "--inputs", "x"]) == 2
+    assert "连不上服务" in capsys.readouterr().err
+    for url, says in (
+        ("nonsense", "应是 http://"),
+        ("http://127.0.0.1:x", "连不上"),
+        (f"{service.url}/health", "HTTP 405"),
+    ):
+        assert main(["--url", url, "--inputs", "x"]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_models_and_health_say_no_path(service, tiny_minicpm):
