@@ -122,11 +122,13 @@ def build_trainer(custom: Any, args: Any) -> Any:
     from component.collator import flatten_batch, pad_batch
     from component.loss import install_target_loss
     from component.model import load_for_training
+    from component.resolve import resolve_model
     from component.template import stop_token_ids
     from component.trainer import SFTTrainer
     from component.utils import logger
     from transformers import set_seed
 
+    resolve_model(custom.model_name_or_path)  # a folder without weights is known before the data is read
     tokenizer, stop_word = prepare_tokenizer(custom)
     if custom.task_type == "dpo":
         from component.dpo import build_preference_trainer

@@ -160,10 +160,11 @@ def explaining(repo: str, endpoint: str, folder: Path) -> Iterator[None]:
 
 
 def offline(repo: str, endpoint: str, folder: Path, error: Exception) -> UserError:
+    others = " 或 ".join(name for name in ("mirror", "modelscope", "hf") if endpoint not in (name, ENDPOINTS.get(name)))
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
     return UserError(
         f"从 {endpoint} 下载 {repo} 没有成功（{first_line}）；已下载的部分会保留，联网后用同一条命令接着下载；也可换 "
-        f"--endpoint mirror 或 modelscope，或在能上网的电脑上运行本命令，再把文件拷到 {folder}。"
+        f"--endpoint {others}，或在能上网的电脑上运行本命令，再把文件拷到 {folder}。"
     )
 
 
@@ -183,7 +184,7 @@ def download_modelscope(repo: str, path: str | None, folder: Path) -> list[Path]
     except Exception as error:  # the library raises its own, requests' and plain ones; each means "not fetched"
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
-        raise offline(repo, "ModelScope", folder, error) from None
+        raise offline(repo, "modelscope", folder, error) from None
 
 
 def check_records(path: Path) -> None:

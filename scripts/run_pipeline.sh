@@ -3,7 +3,8 @@
 #   generate -> prepare -> convert -> train stage 1 -> merge -> train stage 2 -> merge -> evaluate -> ask three questions
 #
 #   bash scripts/run_pipeline.sh                     # nothing configured: bundled samples, a tiny model made on the spot
-#   OPENAI_API_KEY=... MODEL=openbmb/MiniCPM4-0.5B FIREFLY_JSON=data/raw/firefly_no_belle.json bash scripts/run_pipeline.sh
+#   OPENAI_API_KEY=... MODEL=openbmb/MiniCPM4-0.5B FIREFLY_JSON=data/raw/firefly/firefly_no_belle.json \
+#     bash scripts/run_pipeline.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,7 +17,7 @@ usage() {
   --fresh       全部重做
 环境变量（都可以不设；不设时用自带样例与现场生成的极小模型）：
   OPENAI_API_KEY   大模型密钥：用它生成数据（OPENAI_BASE_URL 选服务地址，GEN_MODEL 选模型，TOPICS 选主题文件）
-  FIREFLY_JSON     开源数据文件，例如 data/raw/firefly_no_belle.json
+  FIREFLY_JSON     开源数据文件，例如 data/raw/firefly/firefly_no_belle.json
   MODEL            底座模型：本地目录，或 openbmb/MiniCPM4-0.5B；USE_MODELSCOPE=1 从 ModelScope 下载
   TRAIN_MODE       qlora（默认）、lora 或 full；GPUS=N 用 deepspeed 在 N 张卡上训练
   TRAIN_ARGS       换用 Firefly/ 下的另一份训练参数，例如 train_args/sft/qlora/qwen3-0.6b-sft-qlora.json
@@ -91,6 +92,28 @@ aside() {
     if [ -e "$1" ] && [ -n "$redo_this" ]; then mv "$1" "$1.old-$(date +%Y%m%d-%H%M%S)"; fi
 }
 
+# ---- what was named must be there, before anything is paid for or trained ------------------------------------------
+if [ -n "${MODEL:-}" ]; then
+    BASE=$MODEL MODE=${TRAIN_MODE:-qlora}
+    ARGS_FILE=${TRAIN_ARGS:-train_args/sft/$MODE/minicpm4-0.5b-sft-$MODE.json}
+else
+    BASE=$RUN/tiny-minicpm MODE=${TRAIN_MODE:-lora}
+    ARGS_FILE=train_args/sft/$MODE/tiny-minicpm-sft-$MODE.json
+fi
+if [ ! -f "Firefly/$ARGS_FILE" ]; then
+    echo "错误：没有 Firefly/$ARGS_FILE，请检查 TRAIN_MODE（qlora、lora 或 full）或 TRAIN_ARGS。" >&2
+    exit 2
+fi
+need() { # need VARIABLE PATH : an address or a pattern that matches something will do
+    [[ $2 = *://* ]] || [ -e "$2" ] || compgen -G "$2" > /dev/null && return
+    echo "错误：$1=$2：找不到这个文件或目录，请检查路径。" >&2
+    exit 2
+}
+[ -z "${FIREFLY_JSON:-}" ] || need FIREFLY_JSON "$FIREFLY_JSON"
+[ -z "${TOPICS:-}" ] || need TOPICS "$TOPICS"
+hub='^[A-Za-z0-9][^/]*/[^/]+$' # owner/name
+if [ -n "${MODEL:-}" ] && [[ ! $MODEL =~ $hub || $MODEL = models/* ]]; then need MODEL "$MODEL"; fi
+
 # ---- data: generate, prepare, convert -------------------------------------------------------------------------------
 TOPICS=${TOPICS:-$([ -n "${OPENAI_API_KEY:-}" ] && echo LLM_data_gen/topics.txt || echo data/samples/topics.txt)}
 GENERAL=${FIREFLY_JSON:-data/samples/general_samples.json}
@@ -136,12 +159,7 @@ if stage convert "$MIX" "$S1" convert; then
 fi
 
 # ---- model: the one that was named, or a tiny one made here ---------------------------------------------------------
-if [ -n "${MODEL:-}" ]; then
-    BASE=$MODEL MODE=${TRAIN_MODE:-qlora}
-    ARGS_FILE=${TRAIN_ARGS:-train_args/sft/$MODE/minicpm4-0.5b-sft-$MODE.json}
-else
-    BASE=$RUN/tiny-minicpm MODE=${TRAIN_MODE:-lora}
-    ARGS_FILE=train_args/sft/$MODE/tiny-minicpm-sft-$MODE.json
+if [ -z "${MODEL:-}" ]; then
     # The tokenizer may see every training text; the base learns its little Chinese from the general ones alone.
     TINY_ARGS=(--corpus "$GENERAL_CONVERSATION" --vocab-corpus "$S1" --pretrain-steps 150)
     if stage model "$GENERAL_CONVERSATION" "$BASE" "${TINY_ARGS[@]}"; then
@@ -152,10 +170,6 @@ else
     fi
 fi
 if [ -d "$BASE" ]; then BASE=$(cd "$BASE" && pwd); fi
-if [ ! -f "Firefly/$ARGS_FILE" ]; then
-    echo "错误：没有 Firefly/$ARGS_FILE，请检查 TRAIN_MODE（qlora、lora 或 full）或 TRAIN_ARGS。" >&2
-    exit 2
-fi
 value_of() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" "Firefly/$ARGS_FILE"; }
 MODE=$(value_of train_mode) TEMPLATE=$(value_of template_name)
 HERE=$(pwd)

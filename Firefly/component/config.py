@@ -16,6 +16,7 @@ from .errors import UserError
 from .keys import check_type, from_text, key_kinds
 from .translate import REFUSED, translate_llamafactory, translate_old_keys
 
+FIREFLY = Path(__file__).resolve().parents[1]
 CHOICES = {f.name: f.metadata["choices"] for f in fields(CustomizedArguments) if "choices" in f.metadata}
 REQUIRED = ("train_file", "model_name_or_path", "output_dir")
 POSITIVE = (
@@ -45,6 +46,9 @@ def load_file(path: str) -> dict[str, Any]:
     """Return the mapping in a .json, .yaml or .yml file."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        hint = "训练要在 Firefly/ 里执行，请先 cd Firefly" if (FIREFLY / path).is_file() else "请检查路径"
+        raise UserError(f"{path}：找不到这个文件，{hint}。") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: 不是 UTF-8 文本，请另存为 UTF-8 编码。") from None
     is_yaml = Path(path).suffix.lower() in (".yaml", ".yml")

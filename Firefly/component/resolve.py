@@ -12,6 +12,8 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# What a path of this project starts with: no hub is asked for models/one-not-merged-yet.
+_OUR_FOLDERS = (".", "..", "~", "data", "models", "output", "work")
 # Other frameworks' copies of the same weights, which a hub snapshot would download for nothing.
 _NOT_NEEDED = ["*.gguf", "*.msgpack", "*.h5", "*.onnx", "onnx/*", "original/*", "*.pth", "consolidated*"]
 
@@ -45,7 +47,9 @@ def resolve_model(name_or_path: str | os.PathLike) -> Path:
     if folder.is_file():
         raise UserError(f"{name}：这是一个文件，请给出模型文件夹（含 config.json 和权重）。")
     if not _looks_like_hub_id(name):
-        raise UserError(f"{name}：模型文件夹不存在，请检查路径，或先用 python data/download.py 下载模型。")
+        raise UserError(
+            f"{name}：模型文件夹不存在，请检查路径；底座先用 python data/download.py --model 下载，训练好的先用 merge_lora.py 合并。"
+        )
     folder = Path(_download(name))
     check_model_folder(folder)
     return folder
@@ -83,7 +87,7 @@ def _check_weight_file(path: Path) -> None:
 
 def _looks_like_hub_id(name: str) -> bool:
     parts = name.split("/")
-    return len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~") and "\\" not in name
+    return len(parts) == 2 and all(parts) and parts[0] not in _OUR_FOLDERS and "\\" not in name
 
 
 def _download(name: str) -> str:

@@ -13,13 +13,22 @@ from .errors import UserError
 logger = logging.getLogger("firefly")
 
 
+class AboveBar(logging.StreamHandler):
+    """Writes a line above the progress bar, if one is being drawn, and not into the middle of it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=self.stream)
+
+
 def setup_logging(output_dir: str | Path, is_main: bool = True) -> logging.Logger:
     """Send messages to stderr and to ``output_dir``/train.log; ranks other than 0 say errors only."""
     logger.handlers.clear()
     logger.propagate = False
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     stamp = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    handlers: list[logging.Handler] = [AboveBar(sys.stderr)]
     if is_main:
         handlers.append(logging.FileHandler(Path(output_dir) / "train.log", encoding="utf-8"))
     for handler in handlers:

@@ -120,11 +120,10 @@ def learning_rate_advice(task: str, mode: str, learning_rate: float, optimizer: 
 def schedule_advice(total: int, warmup: int, save_steps: int | None, eval_steps: int | None) -> list[str]:
     """Sentences on a schedule that does not fit a run of ``total`` steps; None for what does not go by steps."""
     found = []
-    if 2 * warmup >= total > 1:
+    fitting = max(1, round(total * 0.05))
+    if 2 * warmup >= total and warmup > fitting:
         so = "到结束也升不到设定的学习率" if warmup >= total else "一半以上的时间学习率都不足"
-        found.append(
-            f"warmup_steps={warmup}，而一共只有 {total} 步：{so}。请把 warmup_steps 改为 {max(1, round(total * 0.05))} 左右。"
-        )
+        found.append(f"warmup_steps={warmup}，而一共只有 {total} 步：{so}。请把 warmup_steps 改为 {fitting} 左右。")
     for key, steps, effect in (
         ("save_steps", save_steps, "中途不存 checkpoint，断了要从头训练"),
         ("eval_steps", eval_steps, "训练中不会评测"),

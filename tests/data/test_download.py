@@ -211,6 +211,12 @@ def test_what_cannot_work_is_answered_in_one_sentence(argv, advice, tmp_path, ca
     assert "Traceback" not in err
 
 
+def test_the_other_endpoints_are_named(tmp_path):
+    said = {e: str(download.offline("a/b", e, tmp_path, OSError("x"))) for e in ("https://hf-mirror.com", "modelscope")}
+    assert "--endpoint modelscope 或 hf，" in said["https://hf-mirror.com"]
+    assert "--endpoint mirror 或 hf，" in said["modelscope"]
+
+
 def test_the_offline_switch_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert run("--model", "a/b", "--out", tmp_path) == 2

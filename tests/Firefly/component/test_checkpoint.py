@@ -243,6 +243,8 @@ def test_broken_folder_is_answered_in_one_sentence(tiny_minicpm, tmp_path, spoil
 def test_names_that_lead_nowhere(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="不存在"):
         resolve_model(tmp_path / "nothing" / "here")
+    with pytest.raises(UserError, match="不存在.*download.py.*merge_lora.py"):  # and not "no answer from the hub"
+        resolve_model("models/not-merged-yet")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="这是一个文件"):
         resolve_model(tmp_path / "file")

@@ -25,6 +25,14 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path):
     assert notices == []
 
 
+def test_a_file_named_as_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="先 cd Firefly"):
+        read_train_args("train_args/sft/lora/minicpm4-0.5b-sft-lora.json")
+    with pytest.raises(UserError, match="请检查路径"):
+        read_train_args("train_args/sft/lora/nothing.json")
+
+
 def test_yaml_says_what_json_says(tmp_path):
     text = """
     # a comment

@@ -111,6 +111,7 @@ def test_schedule_that_does_not_fit():
     assert "升不到" in long
     assert "改为 6 " in long
     assert "一半以上" in watch.schedule_advice(300, 200, None, None)[0]
+    assert watch.schedule_advice(2, 1, None, None) == []  # 1 is what would be advised
     assert [s.split("=")[0] for s in watch.schedule_advice(100, 0, 500, 200)] == ["save_steps", "eval_steps"]
 
 
