@@ -52,6 +52,10 @@ class Gate:
         self._answer_s = 0.0  # how long an answer takes, roughly
 
     @property
+    def _patience_s(self) -> float:
+        return self._max_outage_s if self._answered else min(_FIRST_PATIENCE_S, self._max_outage_s)
+
+    @property
     def open_slots(self) -> int:
         """How many more may go out now."""
         return (1 if self._down_since is not None else int(self.limit)) - self.in_flight - self._resting
@@ -140,7 +144,7 @@ class Gate:
             return False  # who is busy with others of ours is not down
         if self._down_since is None:
             self._down_since, self._probes, self._told_to_wait = now, 0, 0.0
-            self._say(f"服务连续失败，全体暂停，之后逐个试探：{reason}")
+            self._say(f"服务连续失败，全体暂停，之后逐个试探，最多等 {self._patience_s:g} 秒：{reason}")
         elif sent_at < self._down_since:
             return True  # was in flight when the outage began: tells nothing new
         self._give_up_after_long(now, reason, retry_after or 0.0)
@@ -168,9 +172,8 @@ class Gate:
 
     def _give_up_after_long(self, now: float, reason: str, told_to_wait: float) -> None:
         """Raise UserError when the outage has outlasted our patience; waiting that we were told to do is not counted."""
-        patience = self._max_outage_s if self._answered else min(_FIRST_PATIENCE_S, self._max_outage_s)
         down = now - self._down_since
-        if down - self._told_to_wait <= patience:
+        if down - self._told_to_wait <= self._patience_s:
             self._told_to_wait += told_to_wait
             return
         raise UserError(

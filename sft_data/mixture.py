@@ -99,6 +99,8 @@ def explain(
     short = [name for name, n in wanted.items() if n > available[name]]
     needs = "，".join(f"{label(name)} 需要 {wanted[name]} 条，只有 {available[name]} 条" for name in short)
     advice = f"要保住比例，请改用 --total {best}（或 --on-shortage shrink），或补充数据。" if best else "请补充数据。"
+    if allocated == split_total(sum(allocated.values()), shares):
+        advice = "比例没有变；要更多，请补充数据。"
     return f"{needs}；{_what_was_done(available, allocated, total, short)}{advice}"
 
 

@@ -26,6 +26,7 @@ SAMPLE = 5000  # records
 LIMITS = (256, 512, 1024, 2048, 4096)
 WHOLE = 0.99  # share of the records that the recommended max_seq_length leaves whole
 _PERCENTILES = (50, 90, 95, 99, 100)
+_FOLDERS = ("models/", "data/", "output/", "work/", "./", "../", "~/")
 _CHUNK = 256  # records encoded at a time: an encoding takes some 100 bytes a token
 
 Count = Callable[[list[str]], list[int]]
@@ -38,6 +39,8 @@ def check_tokenizer(path: str) -> None:
 
 def load_tokenizer(path: str) -> Count:
     """path: a tokenizer.json, a folder, or a name on the hub. Its own code is never run."""
+    if not Path(path).exists() and (path.count("/") != 1 or path.startswith(_FOLDERS)):  # no name on a hub
+        raise UserError(f"--tokenizer {path}：没有这个目录；请检查路径，或先用 python data/download.py --model 下载。")
     file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
     try:
         count = _count_by_file(file) if file.is_file() else _count_by_transformers(path)

@@ -4,12 +4,14 @@
 """
 
 import difflib
+import logging
 import re
 from typing import Any
 
 from .errors import UserError
 from .template_registry import TEMPLATES, Template
 
+logger = logging.getLogger(__name__)
 __all__ = ["TEMPLATES", "Template", "get_template", "stop_token_ids", "template_of", "use_template"]
 
 
@@ -47,6 +49,11 @@ def use_template(tokenizer: Any, name: str) -> str | None:
     trouble = _misfit(tokenizer, template)
     if trouble:
         raise UserError(f"template_name={name!r} 与这个分词器不配：{trouble}。{_advice(tokenizer)}")
+    if strangers := _of_another_family(tokenizer, template):
+        logger.warning(
+            "注意：模型自带的对话模板用 %s，template_name=%r 一个也不用；若不是有意换模板，%s",
+            "、".join(strangers), name, _advice(tokenizer),
+        )  # fmt: skip
     tokenizer.chat_template = template.chat_template
     return stop_word
 
@@ -77,6 +84,17 @@ def _misfit(tokenizer: Any, template: Template) -> str | None:
     return None
 
 
+def _of_another_family(tokenizer: Any, template: Template) -> list[str]:
+    """The special words that the tokenizer's own template is made of, when the chosen one has none of them."""
+    own = {word for word in _words(tokenizer.chat_template or "") if _is_one_token(tokenizer, word)}
+    own -= {tokenizer.bos_token, tokenizer.eos_token}
+    return [] if own & (_words(template.chat_template) | {template.stop_word}) else sorted(own)
+
+
+def _words(chat_template: str) -> set[str]:
+    return set(re.findall(r"<[^<>\s]+>|\[gMASK\]", chat_template))
+
+
 def _is_one_token(tokenizer: Any, word: str) -> bool:
     ids = tokenizer.encode(word, add_special_tokens=False)
     return len(ids) == 1 and (ids[0] != tokenizer.unk_token_id or word == tokenizer.unk_token)
@@ -87,7 +105,7 @@ def _advice(tokenizer: Any) -> str:
     path = str(getattr(tokenizer, "name_or_path", "")).lower()
 
     def fitness(template: Template) -> tuple[bool, int]:
-        words = set(re.findall(r"<[^<>\s]+>|\[gMASK\]", template.chat_template))
+        words = _words(template.chat_template)
         known = sum(_is_one_token(tokenizer, word) for word in words)
         return template.name in path, 2 * known - len(words)
 

@@ -100,6 +100,9 @@ def test_the_sentence_says_why_and_what_total_would_do():
     assert "HIT 需要 120000 条，只有 1100 条" in said
     assert "全部来源合计也只有 251100 条，少于 --total 300000" in said
     assert "--total 2750" in said
+    shrunk = explain({"hit": 4400, "firefly": 9000}, {"hit": 4400, "firefly": 6600}, 300_000, two(0.4))
+    assert "总数缩到了 11000 条" in shrunk
+    assert "--on-shortage" not in shrunk, "that is what was done"
     said = explain(available, {"hit": 4400, "firefly": 5600}, 10_000, two(0.5))
     assert "HIT 平均重复 4.0 次" in said
     assert explain(available, {"hit": 4, "firefly": 6}, 10, two(0.4)) is None

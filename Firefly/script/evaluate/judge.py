@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     write_page(out)
     print(text, file=sys.stderr)
     print(f"{out}：写入 judge.json、judge.md 和 evaluation.html。", file=sys.stderr)
-    return 0
+    return 0 if any(pair["judged"] for pair in report["pairs"]) else 1
 
 
 def check_flags(args: argparse.Namespace) -> None:

@@ -66,6 +66,21 @@ def test_a_stop_word_in_pieces_is_refused_with_the_likely_template():
         use_template(llama, "minicpm4")
 
 
+def test_a_template_of_another_family_is_warned_of_even_where_it_could_be_learned(caplog):
+    """Both stop with </s>, so nothing is wrong but the prompt; a model without a template of its own may take any."""
+    tokenizer = make_tokenizer(*MINICPM4)
+    use_template(tokenizer, "llama2")
+    assert not caplog.records
+    for name in ("minicpm4", "qwen"):
+        tokenizer.chat_template = get_template("minicpm4").chat_template
+        use_template(tokenizer, name)
+        assert not caplog.records
+    use_template(tokenizer, "llama2")
+    (record,) = caplog.records
+    assert "<|im_start|>" in record.getMessage()
+    assert "'minicpm4'" in record.getMessage()
+
+
 def test_default_ends_answers_with_eos_and_is_advised_when_nothing_else_fits():
     plain = make_tokenizer(None, "<eos>")
     with pytest.raises(UserError, match="请改用 template_name='default'，"):

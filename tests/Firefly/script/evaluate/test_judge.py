@@ -212,6 +212,13 @@ def test_one_question_that_the_service_refuses_is_left_out_not_the_end(run, serv
     assert "拒绝了全部 20 个问题" in capsys.readouterr().err
 
 
+def test_no_verdict_at_all_is_no_success(run, server, tmp_path):
+    server.reply = lambda n, body: (200, "我觉得 B 更好。")
+    assert run("--max-samples", "2") == 1
+    (pair,) = json.loads((tmp_path / "out/judge.json").read_text())["pairs"]
+    assert (pair["judged"], pair["no_verdict"]) == (0, 2)
+
+
 def test_extra_fields_and_several_models(run, server, tmp_path):
     files = [write(tmp_path / f"{n}.jsonl", ["好" * i] * 2) for i, n in enumerate("abc")]
     named = [f"{n}={f}" for n, f in zip("abc", files, strict=True)]
