@@ -13,7 +13,8 @@ an adapter is named BASE:NAME; under NAME alone SGLang answers with the base (--
 
 What was run and what was not: SGLang needs a GPU. The server command parses in the real package (0.5.23), the engine's
 arguments and results were read in its source, and --client ran against real OpenAI-compatible servers. --serve and the
-offline engine have not been run on a GPU by us.
+offline engine have not been run on a GPU by us; one command there does, and holds the answers against transformers':
+``python benchmarks/engine_check.py --engine SGLang --dtype float16``.
 """
 
 import argparse

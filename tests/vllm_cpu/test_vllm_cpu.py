@@ -16,62 +16,26 @@ import pytest
 
 pytest.importorskip("vllm", reason="runs in its own environment: bash scripts/test_vllm_cpu.sh")
 
+from benchmarks import engine_models
+from benchmarks.engine_models import GREEDY, TOPICS, mix, responses
+
 ROOT = Path(__file__).resolve().parents[2]
-TOPICS = ["校训", "图书馆", "选课", "威海校区", "奖学金", "实验室", "一校三区", "研究生复试"]
-TEXTS = [f"请介绍一下哈尔滨工业大学的{topic}。你是谁？我是中文智能助手，怎样写好一篇作文？" for topic in TOPICS] * 3
-FLAGS = ["--temperature", "0", "--max-new-tokens", "24"]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
-    """Base, adapter on it, and the two merged. Byte tokens are never drawn: halves of characters have no one text."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    from Firefly.component.checkpoint import load_causal_lm, load_tokenizer, save_checkpoint
-    from Firefly.component.template import use_template
-    from scripts.make_tiny_model import build_tiny_model
-
-    root = tmp_path_factory.mktemp("models")
-    base = build_tiny_model(root / "base", TEXTS, vocab_size=600, hidden_size=128, num_layers=2, layer_std=0.2)
-    model, tokenizer = load_causal_lm(base), load_tokenizer(base)
-    rows = [i for token, i in tokenizer.get_vocab().items() if token.startswith("<0x")]
-    with torch.no_grad():
-        model.get_input_embeddings().weight[rows] *= 1e-3
-    save_checkpoint(model, base, tokenizer)
-    use_template(tokenizer, "minicpm4")
-    for seed, adapter in enumerate(("second", "style")):
-        model = get_peft_model(
-            load_causal_lm(base), LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
-        )
-        generator = torch.Generator().manual_seed(seed)
-        for name, weight in model.named_parameters():
-            if "lora_" in name:
-                weight.data.normal_(0, 0.1, generator=generator)
-        save_checkpoint(model, root / adapter, tokenizer)
-    save_checkpoint(model.merge_and_unload(), root / "merged", tokenizer)
-    return {name: root / name for name in ("base", "style", "merged", "second")}
+    return engine_models.make_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("questions") / "x.jsonl"
-    rows = [{"prompt": f"{topic}怎么样？{'请详细说说。' * k}"} for k in range(8) for topic in TOPICS]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return path
+    return engine_models.write_questions(tmp_path_factory.mktemp("questions") / "x.jsonl")
 
 
 @pytest.fixture(scope="module")
 def expected(models, questions, tmp_path_factory) -> dict[str, bytes]:
     """What transformers answers."""
-    import inference_with_transformers
-
-    results = {}
-    for name, folder in models.items():
-        out = tmp_path_factory.mktemp("expected") / f"{name}.jsonl"
-        argv = ["--model", str(folder), "--input", str(questions), "--output", str(out), *FLAGS]
-        assert inference_with_transformers.main(argv) == 0
-        results[name] = out.read_bytes()
+    results = engine_models.answer_with_transformers(models, questions, tmp_path_factory.mktemp("expected"))
     assert results["style"] == results["merged"] != results["base"] != results["second"] != results["style"]
     return results
 
@@ -79,52 +43,35 @@ def expected(models, questions, tmp_path_factory) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", ["base", "style", "merged"])
 def test_offline_output_is_transformers_byte_for_byte(name, models, questions, expected, tmp_path):
     argv = ["--model", models[name], "--input", questions, "--output", tmp_path / "y.jsonl", "--max-model-len", "1024"]
-    run_script(*argv, *FLAGS)
+    run_script(*argv, *GREEDY)
     assert (tmp_path / "y.jsonl").read_bytes() == expected[name]
 
 
 def test_several_adapters_answer_one_file_row_by_row(models, questions, expected, tmp_path):
     """Two adapters and the base in one run; rows without a name get --use-adapter."""
-    names = mix(questions, tmp_path / "x.jsonl")
+    wanted = mix(questions, tmp_path / "x.jsonl", expected)
     argv = ["--model", models["base"], "--input", tmp_path / "x.jsonl", "--output", tmp_path / "y.jsonl"]
     argv += ["--adapter", f"style={models['style']}", "--adapter", f"second={models['second']}"]
-    run_script(*argv, "--use-adapter", "second", "--max-model-len", "1024", *FLAGS)
-    check_mix(tmp_path / "y.jsonl", names, expected)
+    run_script(*argv, "--use-adapter", "second", "--max-model-len", "1024", *GREEDY)
+    assert responses((tmp_path / "y.jsonl").read_bytes()) == wanted
 
 
 def mixed(url: str, questions: Path, expected: dict[str, bytes], folder: Path) -> None:
     """Rows for the base and rows for two adapters reach the server at the same time: each gets its own answer."""
     import inference_with_vLLM
 
-    names = mix(questions, folder / "mixed.jsonl")
+    wanted = mix(questions, folder / "mixed.jsonl", expected)
     argv = ["--client", url, "--input", str(folder / "mixed.jsonl"), "--output", str(folder / "mixed_out.jsonl")]
     argv += ["--use-adapter", "second", "--batch-size", "64", "--max-new-tokens", "24"]
     assert inference_with_vLLM.main(argv) == 0
-    check_mix(folder / "mixed_out.jsonl", names, expected)
-
-
-def mix(questions: Path, path: Path) -> list[str | None]:
-    """Write the questions to ``path`` with an adapter's name, "base" or none in each row; return the names."""
-    rows = [json.loads(line) for line in questions.read_text().splitlines()]
-    names = [("style", "base", "second", None)[i % 4] for i in range(len(rows))]
-    rows = [row | ({"adapter": name} if name else {}) for row, name in zip(rows, names, strict=True)]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return names
-
-
-def check_mix(path: Path, names: list[str | None], expected: dict[str, bytes]) -> None:
-    """Each row's answer is that of its own model; rows without a name were asked with --use-adapter second."""
-    lines = path.read_text().splitlines()
-    for i, (line, name) in enumerate(zip(lines, names, strict=True)):
-        reference = json.loads(expected[name or "second"].splitlines()[i])
-        assert json.loads(line)["response"] == reference["response"], (i, name)
+    assert responses((folder / "mixed_out.jsonl").read_bytes()) == wanted
 
 
 def test_two_workers_share_the_model(models, questions, expected, tmp_path, monkeypatch):
     """Tensor parallel over two processes, each of which reads the Granite view; text may differ in the last place."""
     argv = ["--model", models["base"], "--input", questions, "--output", tmp_path / "y.jsonl"]
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # by itself it wants a NUMA node for each
-    run_script(*argv, "--tensor-parallel-size", "2", "--max-model-len", "1024", *FLAGS)
+    run_script(*argv, "--tensor-parallel-size", "2", "--max-model-len", "1024", *GREEDY)
     ours, theirs = (tmp_path / "y.jsonl").read_bytes().splitlines(), expected["base"].splitlines()
     assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= 0.9 * len(theirs)
 
@@ -143,7 +90,7 @@ def test_ids_and_streaming_are_those_of_transformers(models):
     import inference_with_vLLM
     from Firefly.component.inference import Request
 
-    argv = ["--model", str(models["merged"]), "--prompt", "x", *FLAGS]
+    argv = ["--model", str(models["merged"]), "--prompt", "x", *GREEDY]
     theirs = inference_with_transformers.load_engine(inference_with_transformers.build_parser().parse_args(argv))
     argv += ["--max-model-len", "1024"]
     ours = inference_with_vLLM.load_engine(inference_with_vLLM.build_parser().parse_args(argv))
