@@ -119,7 +119,7 @@ class Client:
 
     async def _until_answered(self, path: str, body: Callable[[], dict[str, Any]], read: Callable) -> Any:
         self._asked += 1
-        number, tries, waits = self._asked, 0, 0
+        number, tries, waits, alone, failed_at = self._asked, 0, 0, 0, 0.0
         while True:
             if self._gave_up:
                 raise self._gave_up
@@ -150,8 +150,12 @@ class Client:
             if tries >= self.settings.max_tries or (waits >= _MOST_WAITS and not shared):
                 raise TriesUsedUp(f"请求 {waits} 次都失败，最后一次：{outcome.reason}")
             if not shared and outcome.retry_after is None:
-                wait_s = min(self.settings.retry_wait_s * 2 ** min(waits - 1, 10), _LONGEST_WAIT_S)
-                await (self.gate.rest(wait_s) if busy else self.gate.sleep(wait_s))
+                if busy:
+                    await self.gate.rest(waits)
+                else:
+                    alone = 0 if self.gate.succeeded_since(failed_at) else alone + 1
+                    failed_at = time.monotonic()
+                    await self.gate.sleep(min(self.settings.retry_wait_s * 2**alone, _LONGEST_WAIT_S))
 
     def _note(self, number: int, outcome: Any, sent_at: float) -> None:
         """Tell the gate. What came is paid for: if this is one broken answer too many, it is the next request that hears of it."""

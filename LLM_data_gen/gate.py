@@ -26,6 +26,7 @@ _FAILING = 5  # so many requests failing, with no success between them, make an 
 _FAILING_AT_LEAST = 3  # with fewer in flight; one or two bad requests alone must never look like an outage
 _LONGEST_PAUSE_S = 30
 _LONGEST_REST_S = 8
+_LONGEST_RETRY_S = 4
 _FIRST_PATIENCE_S = 30  # for a run that has had no answer at all: most likely a wrong address, so do not wait long
 
 
@@ -48,7 +49,7 @@ class Gate:
         self._probes = 0
         self._told_to_wait = 0.0
         self._down_since: float | None = None  # set while the service is down
-        self._answered = False
+        self._answered, self._succeeded_at = False, 0.0
         self._answer_s = 0.0  # how long an answer takes, roughly
 
     @property
@@ -100,24 +101,31 @@ class Gate:
         if self._stop.is_set():
             raise Stopped
 
-    async def rest(self, seconds: float) -> None:
-        """The wait of a request that was refused as one too many. It keeps its slot meanwhile, or the next one would take it
-        and be refused in a millisecond, and waits as long as an answer takes at least; but for those of the first burst, which
-        were far too many.
+    async def rest(self, times: int) -> None:
+        """The wait of a request that was refused as one too many: four times what an answer takes, the first of ``times``, then
+        longer. It keeps its slot meanwhile, or the next one would take it and be refused in a millisecond; but for those of
+        the first burst, which were far too many.
         """
         kept = not self._burst
         self._resting += kept
+        seconds = min(4 * self._answer_s, self._retry_wait_s) if self._answer_s else self._retry_wait_s
         try:
-            await self.sleep(max(seconds, min(self._answer_s, _LONGEST_REST_S)))
+            await self.sleep(
+                max(min(seconds * 2 ** min(times - 1, 10), _LONGEST_RETRY_S), min(self._answer_s, _LONGEST_REST_S))
+            )
         finally:
             self._resting -= kept
             self._wake(self.open_slots)
+
+    def succeeded_since(self, when: float) -> bool:
+        """Whether any request has been answered since then: if so, who fails fails alone, and need not wait ever longer."""
+        return self._succeeded_at >= when
 
     def succeeded(self, sent_at: float = 0.0) -> None:
         if self._down_since is not None:
             self._say(f"服务已恢复，停了 {time.monotonic() - self._down_since:.0f} 秒。")
             self._down_since = None
-        self._answered, self._probes = True, 0
+        self._answered, self._probes, self._succeeded_at = True, 0, time.monotonic()
         self._failing.clear()
         if sent_at:
             self._answer_s = 0.8 * self._answer_s + 0.2 * (time.monotonic() - sent_at)

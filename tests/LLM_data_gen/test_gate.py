@@ -168,3 +168,27 @@ def test_stop_wakes_all_who_wait():
         assert [type(result) for result in results] == [Stopped, Stopped]
 
     asyncio.run(run())
+
+
+def test_whether_others_were_answered_since_is_known():
+    """Who fails while others are answered fails alone, and waits no longer each time."""
+    (g, _), start = gate(), time.monotonic()
+    assert not g.succeeded_since(start)
+    g.succeeded()
+    assert g.succeeded_since(start)
+    time.sleep(0.001)
+    assert not g.succeeded_since(time.monotonic())
+
+
+@pytest.mark.parametrize(
+    ("answer_s", "times", "least", "most"), [(0.0, 1, 0.05, 0.15), (0.01, 1, 0.02, 0.06), (0.01, 2, 0.04, 0.12)]
+)
+def test_a_refused_request_rests_as_long_as_some_answers_take(answer_s, times, least, most):
+    async def rest():
+        g, _ = gate(retry_wait_s=0.1)
+        g._answer_s = answer_s
+        start = time.monotonic()
+        await g.rest(times)
+        return time.monotonic() - start
+
+    assert least <= asyncio.run(rest()) <= most + 0.05
