@@ -139,3 +139,20 @@ def test_one_long_row_is_not_padded_for_by_many_short_ones(tiny_minicpm, monkeyp
     monkeypatch.setattr(generate, "generate_batch", lambda *a: sizes.append(len(a[2])) or generate_batch(*a))
     assert answers(engine, asked) == before
     assert sizes == [1, 4, 3], "the long one alone, the others as many at a time as --batch-size says"
+
+
+@pytest.mark.parametrize(
+    "flags", [{}, {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.3}], ids=["greedy", "drawn"]
+)
+def test_rows_leave_a_batch_as_they_end_and_the_others_do_not_notice(tiny_minicpm, tmp_path, flags):
+    """Against transformers' own ``generate``, one by one, which is what streaming uses; a tenth of all tokens ends an answer."""
+    shutil.copytree(tiny_minicpm, tmp_path / "model")
+    vocabulary = json.loads((tmp_path / "model/config.json").read_text())["vocab_size"]
+    config = {"eos_token_id": [2, *range(5, vocabulary, 10)], "pad_token_id": 2}
+    (tmp_path / "model/generation_config.json").write_text(json.dumps(config))
+    engine = load(tmp_path / "model", batch_size=8, max_new_tokens=30, **flags)
+    asked = [Request(i, [{"role": "user", "content": q * (i + 1)}], {}) for i, q in enumerate(QUESTIONS * 2)]
+    together = {request.index: completion for request, completion in engine.generate(asked)}
+    for request in asked:
+        assert together[request.index] == engine.stream(request, lambda piece: None)
+    assert len({completion.completion_tokens for completion in together.values()}) > 3
