@@ -175,7 +175,11 @@ sys.exit(main())
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_serve_says_where_passes_signals_on_and_leaves_nothing(signum):
     process = subprocess.Popen(
-        [sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", PARENT, CHILD],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL),  # nohup and shells hand on that they are ignored
     )
     url = process.stdout.readline().strip()
     assert url.startswith("http://127.0.0.1:")

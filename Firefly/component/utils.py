@@ -19,7 +19,10 @@ class AboveBar(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=self.stream)
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+        except Exception:  # as every handler: a message that cannot be written must not stop what it tells of
+            self.handleError(record)
 
 
 def setup_logging(output_dir: str | Path, is_main: bool = True) -> logging.Logger:

@@ -20,7 +20,7 @@ def test_bins_cover_all_lengths_and_never_get_narrower(low, more):
     widths = [end - start for start, end in zip(edges[:-1], edges[1:], strict=True)]
     assert 1 <= edges[0] <= low <= low + more < edges[-1]
     assert widths == sorted(widths)
-    assert len(widths) <= 40
+    assert len(widths) <= 42  # 28 are wanted; a width of 1.49 is rounded to 1
 
 
 def test_percentiles_by_hand():
