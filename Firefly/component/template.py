@@ -11,7 +11,7 @@ from typing import Any
 from .errors import UserError
 from .template_registry import TEMPLATES, Template
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("firefly")
 __all__ = ["TEMPLATES", "Template", "get_template", "stop_token_ids", "template_of", "use_template"]
 
 
