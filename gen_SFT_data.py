@@ -115,9 +115,11 @@ def check_args(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} 太小，至少为 {least}；请改正后重试。")
     if args.revalidate and args.dry_run:
         raise UserError("--revalidate 会重写输出，--dry-run 什么也不写；请只给其中一个。")
+    from LLM_data_gen.journal import journal_path
+
     taken = {"--topics-file": args.topics_file, "--out": args.out}
     if args.out.name:
-        taken["日志"] = args.out.with_name(f"{args.out.stem}_journal.jsonl")
+        taken["日志"] = journal_path(args.out)
     for flag, path in (("--out", args.out), ("--rejected-out", args.rejected_out)):
         for name, other in taken.items():
             if path and name != flag and path.resolve() == other.resolve():

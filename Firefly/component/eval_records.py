@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import UserError
 from .evaluation import MAX_SOURCES, group_sources
-from .inference import Request, read_lines
+from .inference import Request, is_unicode, read_lines
 
 SHOWN = 5  # lines said of records that are left out, of however many
 
@@ -43,16 +43,12 @@ def read_records(path: str, flag: str = "--eval-file") -> list[Record]:
             raise UserError(f"{where}：{error}；请改正或删去这一行。") from None
         if not any(message["role"] == "assistant" for message in messages[1:]):
             raise UserError(f"{where}：没有提问和 assistant 的回答，无从评估；请补上或删去这一行。")
-        if not all(_is_unicode(message["content"]) for message in messages):
+        if not all(is_unicode(message["content"]) for message in messages):
             raise UserError(f"{where}：文本里有半个字符（\\ud800 到 \\udfff 的转义），请改正或删去这一行。")
         records.append(Record(where, str(fields.get("source") or fields.get("category") or "未分类"), messages))
     if not records:
         raise UserError(f"{path}：文件里没有一条对话，请检查 {flag}。")
     return records
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def every_nth(items: list, count: int | None) -> list:

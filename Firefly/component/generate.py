@@ -31,9 +31,8 @@ from .session import Sampling, Session, TextStream, choose_device, open_session
 from .vocabulary import fit_vocabulary
 
 PREFILL = 512  # tokens of a prompt that are read at a time
-BATCH_TOKENS = (
-    32768  # of the prompts of a batch, padding included: one long row must not be padded for by 31 short ones
-)
+# Of the prompts of a batch, padding included: one long row must not be padded for by 31 short ones.
+BATCH_TOKENS = 32768
 
 
 def load_engine(args: Namespace) -> Engine:
@@ -117,15 +116,21 @@ class RowNoise(LogitsProcessor):
 
 
 def draw_steps(sampling: Sampling, seeds: list[int], device: torch.device) -> list[LogitsProcessor]:
-    """What turns logits into scores whose argmax is the draw; none when greedy. seeds: one for each row."""
+    """What turns logits into scores whose argmax is the next token; none when plainly greedy. seeds: one for each row."""
+    penalty = sampling.repetition_penalty
+    steps: list[LogitsProcessor] = [RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1 else []
     if not sampling.temperature > 0:
-        return []
-    steps: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
+        return steps
+    steps.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k:
         steps.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         steps.append(TopPLogitsWarper(sampling.top_p))
     return [*steps, RowNoise(seeds, device)]
+
+
+def _seeds(session: Session, requests: list[Request]) -> list[int]:
+    return [session.sampling.seed + request.index for request in requests]
 
 
 @torch.inference_mode()
@@ -138,7 +143,7 @@ def generate_batch(model: Any, session: Session, requests: list[Request]) -> lis
     prompts = [session.encode(request) for request in requests]
     input_ids, mask = _padded_left(prompts, session.tokenizer.pad_token_id or session.stop_ids[0], model.device)
     rooms, new = [session.room(len(prompt)) for prompt in prompts], [[] for _ in prompts]
-    steps = _draw_steps(session, requests, model.device)
+    steps = draw_steps(session.sampling, _seeds(session, requests), model.device)
     cache, rows, fresh = DynamicCache(config=model.config), list(range(len(prompts))), input_ids
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     while rows:
@@ -179,15 +184,6 @@ def _padded_left(prompts: list[list[int]], pad_id: int, device: torch.device) ->
         input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     return input_ids.to(device), mask.to(device)
-
-
-def _draw_steps(session: Session, requests: list[Request], device: torch.device) -> list[LogitsProcessor]:
-    penalty, seeds = (
-        session.sampling.repetition_penalty,
-        [session.sampling.seed + request.index for request in requests],
-    )
-    steps: list[LogitsProcessor] = [RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1 else []
-    return steps + draw_steps(session.sampling, seeds, device)
 
 
 def generate_window(
@@ -240,7 +236,7 @@ def stream_answer(model: Any, session: Session, request: Request, emit: Callable
         eos_token_id=list(session.stop_ids),
         pad_token_id=session.tokenizer.pad_token_id or session.stop_ids[0],
     )
-    steps = LogitsProcessorList(_draw_steps(session, [request], model.device))
+    steps = LogitsProcessorList(draw_steps(session.sampling, _seeds(session, [request]), model.device))
     settings: dict[str, Any] = {"generation_config": config, "logits_processor": steps}
     input_ids = torch.tensor([prompt], device=model.device)
     if len(prompt) > PREFILL:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
+from transformers import LogitsProcessor
 
 from .generate import draw_steps
 from .session import Sampling, Session, TextStream
@@ -89,19 +89,12 @@ class Stream:
         return len(self.text)
 
 
-def build_draw(sampling: Sampling, device: torch.device) -> list[LogitsProcessor]:
-    """The same steps, in the same order, as generate.py takes; the next token is the argmax of what they return."""
-    penalty = sampling.repetition_penalty
-    steps: list[LogitsProcessor] = [RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1 else []
-    return steps + draw_steps(sampling, [sampling.seed], device)
-
-
 def next_tokens(streams: list[Stream], logits: torch.Tensor) -> list[int]:
     """Draw one token for each stream by its own settings. logits: (streams, vocab_size)."""
     tokens = logits.argmax(-1)
     for row, stream in enumerate(streams):
         if stream.draw is None:  # kept from token to token: it holds the state of the noise
-            stream.draw = build_draw(stream.sampling, logits.device)
+            stream.draw = draw_steps(stream.sampling, [stream.sampling.seed], logits.device)
         if stream.draw:
             penalised = stream.sampling.repetition_penalty != 1
             ids = torch.tensor([stream.tokens()], device=logits.device) if penalised else None

@@ -267,7 +267,7 @@ def _check_messages(messages: list[dict], where: str) -> None:
             )
         if not isinstance(content, str) or (role != "system" and not content.strip()):
             raise UserError(f"{where}：第 {position + 1} 条消息的内容是空的或不是文本，请改正这一行。")
-        if any("\ud800" <= character <= "\udfff" for character in content):
+        if not is_unicode(content):
             raise UserError(
                 f"{where}：第 {position + 1} 条消息里有不成对的代理字符（\\ud800 一类，半个字），请改正这一行。"
             )
@@ -280,3 +280,8 @@ def result_line(request: Request, completion: Completion) -> bytes:
     row = {key: value for key, value in request.fields.items() if key not in RESULT_KEYS}
     row |= {key: getattr(completion, "text" if key == "response" else key) for key in RESULT_KEYS}
     return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether no half of a surrogate pair stands in it alone, as a JSON escape can write it."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
