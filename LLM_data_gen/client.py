@@ -17,12 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import aiohttp
 import orjson
 
 from sft_data.errors import UserError
 
 from .gate import Gate, Stopped
+from .quick_aiohttp import aiohttp, certificates
 from .refusals import READ, Failure, read_refusal
 from .settings import Teacher
 from .wire import Answer, Dialect, read_reply
@@ -83,9 +83,11 @@ class Client:
         headers = {"Content-Type": "application/json"}
         if self.teacher.api_key:
             headers["Authorization"] = f"Bearer {self.teacher.api_key}"
+        plain = self.teacher.is_local and self.teacher.base_url.startswith("http:")
+        tls = {} if plain else {"ssl": certificates()}
         self._session = aiohttp.ClientSession(
             headers=headers,
-            connector=aiohttp.TCPConnector(limit=0),  # the gate limits; a second limit would only hide it
+            connector=aiohttp.TCPConnector(limit=0, **tls),  # the gate limits; a second limit would only hide it
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=self.settings.timeout_s

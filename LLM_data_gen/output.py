@@ -3,14 +3,14 @@
 with open_output(path, say) as output:       locks it, cuts a partial last line, reads what is there
     output.questions["主题"]                 questions accepted for a topic so far
     output.repeats(mark, question)           whether a record says again what is there
-    output.note(topic, mark, question)       from now on it is there
+    output.note(row, mark, texts)            from now on it is there
     output.append(records)
 """
 
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,22 +22,25 @@ from sft_data.jsonl import append_whole, dump_line, mend_last_line, read_records
 
 from .journal import only_run
 from .near import Questions
+from .seen import Seen
 from .validation import fingerprint
 
 
 class Output:
-    """Records on disk, and what must be known of them: questions by topic, fingerprints of all texts, near questions."""
+    """Records on disk, and what must be known of them: questions by topic, fingerprints of all texts, near questions, and
+    what the report will say of them (``seen``).
+    """
 
     def __init__(self, path: Path, file: BinaryIO | None = None, near_dup: bool = True):
         self.path, self.near_dup = path, near_dup
         self.questions: dict[str, list[str]] = defaultdict(list)
         self.fingerprints: set[int] = set()
-        self._count = 0  # with lines that have no topic, from elsewhere: kept, and never written twice
+        self.seen = Seen()  # with lines that have no topic, from elsewhere: kept, and never written twice
         self._near = Questions()
         self._file = file
 
     def __len__(self) -> int:
-        return self._count
+        return self.seen.count
 
     def expect(self, questions: list[str]) -> None:
         """Make ready to be asked about these, which costs less together than one by one."""
@@ -50,19 +53,20 @@ class Output:
             return "duplicate"
         return "near_duplicate" if self.near_dup and self._near.twin(question) is not None else None
 
-    def note(self, topic: str | None, mark: int, question: str) -> None:
-        self._count += 1
+    def note(self, row: dict[str, Any], mark: int, texts: Sequence[tuple[str, str]]) -> None:
+        """texts: (role, content) of its messages, of which the first by the user is the question."""
+        self.seen.add(row, texts)
         self.fingerprints.add(mark)
+        question = next(text for role, text in texts if role == "user")
         if self.near_dup:
             self._near.add(question)
-        if topic is not None:
-            self.questions[topic].append(question)
+        if isinstance(row.get("topic"), str):
+            self.questions[row["topic"]].append(question)
 
     def note_row(self, row: dict[str, Any]) -> None:
         """ValueError: its text is no HIT ChatML."""
-        question = next(m["content"] for m in parse_chatml(row["text"]) if m["role"] == "user")
-        topic = row.get("topic")
-        self.note(topic if isinstance(topic, str) else None, fingerprint(row["text"]), question)
+        texts = [(message["role"], message["content"]) for message in parse_chatml(row["text"])]
+        self.note(row, fingerprint(row["text"]), texts)
 
     def append(self, records: list[dict[str, str]]) -> None:
         """Write ``records`` as whole lines, at once, or not at all: with no space left the file ends where it did."""

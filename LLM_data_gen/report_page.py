@@ -1,9 +1,9 @@
 """A page about one run of generation, for people to look at: what came, what it cost, how varied it is, how it reads.
 
-    build_page(report, records, seed=0) -> str      one file of HTML, in Chinese, the same for the same input
+    build_page(report, seen) -> str      one file of HTML, in Chinese, the same for the same input
 
-report: what _gen_report.json holds; what is missing or null there is left out here. records: the lines of the output,
-read once and not kept (report_reading.py). Frame, style and pieces of HTML are those of preparation's page, whose
+report: what _gen_report.json holds; what is missing or null there is left out here. seen: what was gathered of the
+output (seen.py). Frame, style and pieces of HTML are those of preparation's page, whose
 policy lets nothing run or load; whatever the teacher, the service or the user wrote goes through ``escape``.
 """
 
@@ -15,24 +15,24 @@ from typing import Any
 from sft_data.report_page import bar, details, differences, number, page, percent, table
 
 from .cost import describe_money
-from .report_reading import Reading, lengths, percentile, read_output, samples
+from .report_reading import lengths, percentile, samples
+from .seen import Seen
 
 PAIRS, FEWEST, FAILED = 6, 10, 200  # shown at most: pairs of questions, topics with few samples, failed topics
 _MOST_BARS = 10  # counts of samples a topic that get a bar each
 
 
-def build_page(report: dict[str, Any], records: Iterable[dict[str, Any]], seed: int = 0) -> str:
-    """records: {"text": HIT ChatML, "topic"?, "reasoning"?} each; the same seed draws the same samples."""
-    reading, run = read_output(records, seed), _part(report, "run")
+def build_page(report: dict[str, Any], seen: Seen) -> str:
+    run = _part(report, "run")
     sections = [
-        ("overview", "概况", _overview(report, reading)),
+        ("overview", "概况", _overview(report, seen)),
         ("funnel", "样本的去向", _funnel(run)),
         ("cost", "用量与花费", _cost(report)),
         ("variety", "多样性", _variety(_part(report, "variety"))),
-        ("lengths", "长度分布", lengths(reading)),
-        ("topics", "主题", _topics(run, reading)),
+        ("lengths", "长度分布", lengths(seen)),
+        ("topics", "主题", _topics(run, seen)),
         ("requests", "请求", _requests(run)),
-        ("samples", "读几条样本", samples(reading)),
+        ("samples", "读几条样本", samples(seen)),
     ]
     html = page("SFT 数据生成报告", sections).replace("</style>", f"{_STYLE}</style>", 1)
     return html.encode(errors="replace").decode()  # half a surrogate pair can stand in JSON, but in no file
@@ -42,14 +42,14 @@ def _part(report: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in (report.get(name) or {}).items() if value is not None}
 
 
-def _overview(report: dict[str, Any], reading: Reading) -> str:
+def _overview(report: dict[str, Any], seen: Seen) -> str:
     run, topics, whole = (_part(report, name) for name in ("run", "topics", "all_runs"))
     cost, all_costs = _money(run), _money(whole)
     tokens = run.get("prompt_tokens", 0) + run.get("completion_tokens", 0)
     tiles = [
         (f"{number(topics.get('done', 0))} / {number(topics.get('asked', 0))}", "完成的主题"),
         (number(topics.get("failed", 0)), "没有凑齐的主题"),
-        (number(report.get("samples_in_file", reading.count)), "文件里的样本"),
+        (number(report.get("samples_in_file", seen.count)), "文件里的样本"),
         (number(run.get("samples_accepted", 0)), "本次新增的样本"),
         (cost or _short(tokens), "本次花费" if cost else "本次 token"),
         *([(all_costs, "历次花费合计")] if all_costs and all_costs != cost else []),
@@ -196,9 +196,9 @@ def _variety(variety: dict[str, Any]) -> str:
     return html
 
 
-def _topics(run: dict[str, Any], reading: Reading) -> str:
+def _topics(run: dict[str, Any], seen: Seen) -> str:
     failed = {str(topic): str(why) for topic, why in (run.get("topics_failed") or {}).items()}
-    counts = reading.topics + Counter()
+    counts = seen.topics + Counter()
     counts.update(dict.fromkeys(failed, 0))
     html = _per_topic(counts) if counts else "<p>输出里没有带主题的样本。</p>\n"
     if failed:

@@ -1,70 +1,34 @@
 """What the page about a run shows of the output itself: how long its texts are, and some of them to read.
 
-read_output(records, seed) -> Reading      one pass, nothing kept but counts and a few records
-lengths(reading) -> str                    HTML: a histogram of each role
-samples(reading) -> str                    HTML: the drawn records in full, as conversations
+lengths(seen) -> str       HTML: a histogram of each role
+samples(seen) -> str       HTML: the drawn rows in full, as conversations
 """
 
 import math
-import random
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from sft_data.chatml import ROLE_TO_NAME, parse_chatml
+from sft_data.chatml import ROLE_TO_NAME
 from sft_data.report_page import Series, details, histogram, number
 
-SAMPLES = 12  # to read
+from .seen import Seen
+
 _BINS = 28  # of a histogram
 _APART = 0.09  # of its width: nearer to each other, two lines would print one number over the other
 
 
-class Reading(NamedTuple):
-    """lengths: role -> {characters: how many texts}; drawn: (record, its messages), in the order of the file."""
-
-    count: int
-    unreadable: int
-    lengths: dict[str, Counter]
-    topics: Counter
-    drawn: list[tuple[dict[str, Any], list[dict[str, str]]]]
-
-
-def read_output(records: Iterable[dict[str, Any]], seed: int) -> Reading:
-    """records: {"text": HIT ChatML, "topic"?, "reasoning"?} each. Every one is as likely to be drawn as any other."""
-    chance, drawn = random.Random(seed), []
-    lengths, topics = {role: Counter() for role in ROLE_TO_NAME}, Counter()
-    count = unreadable = 0
-    for record in records:
-        try:
-            messages = parse_chatml(record["text"])
-        except (KeyError, TypeError, ValueError, AttributeError):
-            unreadable += 1
-            continue
-        for message in messages:
-            lengths[message["role"]][len(message["content"])] += 1
-        if isinstance(record.get("topic"), str):
-            topics[record["topic"]] += 1
-        place = count if count < SAMPLES else chance.randrange(count + 1)
-        if place < SAMPLES:
-            drawn[place : place + 1] = [(count, record, messages)]
-        count += 1
-    drawn.sort(key=lambda one: one[0])
-    return Reading(count, unreadable, lengths, topics, [(record, messages) for _, record, messages in drawn])
-
-
-def lengths(reading: Reading) -> str:
+def lengths(seen: Seen) -> str:
     charts = []
     for role, name in ROLE_TO_NAME.items():
-        counts = {length: count for length, count in reading.lengths[role].items() if length}
+        counts = {length: count for length, count in seen.lengths[role].items() if length}
         chart, said = _chart(name, counts) if counts else ("", "没有")
         charts.append(f"<figure><h3>{name}</h3>{chart}<figcaption>{said}</figcaption></figure>")
-    note = f"<p>另有 {number(reading.unreadable)} 行不是 HIT ChatML，没有计入。</p>\n" if reading.unreadable else ""
     return (
         '<p class="soft">横轴是字数（对数），纵轴是占样本的比例。虚线是 p10、p50、p90（挤在一起的不画）：有 10%、一半、90% 的样本不超过它。</p>\n'
-        f'{note}<div class="charts">{"".join(charts)}</div>'
+        f'<div class="charts">{"".join(charts)}</div>'
     )
 
 
@@ -107,11 +71,12 @@ def _apart(marks: Sequence[int], edges: np.ndarray) -> list[int]:
     return [middle, *(mark for mark in (low, high) if abs(math.log(mark / middle)) > _APART * width)]
 
 
-def samples(reading: Reading) -> str:
-    if not reading.drawn:
+def samples(seen: Seen) -> str:
+    drawn = seen.drawn()
+    if not drawn:
         return "<p>输出里还没有样本。</p>"
-    some = f"随机取 {len(reading.drawn)} 条" if len(reading.drawn) < reading.count else "下面是全部样本"
-    cards = "".join(_conversation(record, messages) for record, messages in reading.drawn)
+    some = f"随机取 {len(drawn)} 条" if len(drawn) < seen.count else "下面是全部样本"
+    cards = "".join(_conversation(record, messages) for record, messages in drawn)
     return f'<p class="soft">{some}，原文照录。</p>\n<div class="talks">{cards}</div>'
 
 

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sft_data.jsonl import read_records
 from sft_data.storage import write_atomically
 
 from .cost import Price
@@ -86,8 +85,7 @@ def write_reports(
     with write_atomically(path) as file:
         file.write(json.dumps(report, ensure_ascii=False, indent=2).encode())
     with write_atomically(page) as file:
-        rows = (row for _, row in read_records(args.out)) if len(output) else ()
-        file.write(build_page(report, rows).encode())
+        file.write(build_page(report, output.seen).encode())
     return path, page
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sft_data.chatml import ROLE_TO_NAME
 from sft_data.jsonl import dump_line, mend_last_line, read_records
 from sft_data.storage import write_atomically
 
@@ -56,9 +57,8 @@ def take(
         if reading.problem:
             tally.problems[reading.problem] += 1
         wanted = n - len(output.questions.get(entry["topic"], ()))
-        new = _new_records(entry["topic"], zip(reading.samples, checked), output, wanted, tally)  # noqa: B905  its part of checked
-        if keep_reasoning and entry.get("reasoning"):
-            new = [record | {"reasoning": entry["reasoning"]} for record in new]
+        more = {"reasoning": entry["reasoning"]} if keep_reasoning and entry.get("reasoning") else {}
+        new = _new_records(entry["topic"], zip(reading.samples, checked), output, wanted, tally, more)  # noqa: B905  its part of checked
         records += new
         taken.append(len(new))
     tally.accepted += len(records)
@@ -68,21 +68,26 @@ def take(
 
 
 def _new_records(
-    topic: str, checked: Iterable[tuple[Any, tuple[str | None, list[str]]]], output: Output, wanted: int, tally: Tally
+    topic: str,
+    checked: Iterable[tuple[Any, tuple[str | None, list[str]]]],
+    output: Output,
+    wanted: int,
+    tally: Tally,
+    more: dict[str, str],
 ) -> list[dict[str, str]]:
-    """checked: (sample, what check_samples says of it) each."""
+    """checked: (sample, what check_samples says of it) each; more: fields that each record gets beside its own."""
     records = []
     for sample, (reason, texts) in checked:
         tally.returned += 1
         if reason is None:
-            question, record = texts[1], to_record(texts, topic)
+            record = to_record(texts, topic) | more
             mark = fingerprint(record["text"])
-            reason = output.repeats(mark, question) or ("surplus" if len(records) >= wanted else None)
+            reason = output.repeats(mark, texts[1]) or ("surplus" if len(records) >= wanted else None)
         if reason:
             tally.rejected[reason] += 1
             tally.reject(topic, reason, sample)
             continue
-        output.note(topic, mark, question)
+        output.note(record, mark, list(zip(ROLE_TO_NAME, texts, strict=True)))
         records.append(record)
     return records
 

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from sft_data.chatml import BEGIN, END, ROLE_TO_NAME, render_chatml
-from sft_data.quality import Gates, check_record, label, normalise, normalise_all, phrases, tidy
+from sft_data.quality import Gates, check_record, label, normalise, normalise_all, phrases, tidy_all
 from sft_data.simhash import code_points
 
 from .answers import FIELDS, PROBLEMS, Reading, read_answer
@@ -34,6 +33,7 @@ __all__ = [
 _GATES = Gates()  # the defaults of preparation: what is accepted here is not dropped there
 _BOUNDS = np.array([_GATES.lengths[field] for field in FIELDS]).T  # (2, 3): at least, at most
 _3400, _4DBF, _4E00, _9FFF = map(np.uint32, (0x3400, 0x4DBF, 0x4E00, 0x9FFF))
+_RECORD = render_chatml([{"role": role, "content": "%s"} for role in ROLE_TO_NAME])
 _REASONS = {
     "not_an_object": "不是完整的 JSON 对象（坏了，或没有写完）",
     "missing_field": "缺少字段",
@@ -53,9 +53,12 @@ def check_sample(sample: Any) -> str | None:
 
 def check_samples(samples: Sequence[Any]) -> list[tuple[str | None, list[str]]]:
     """What check_sample says of each, and its texts. Nearly all are good: a quick look at all together finds which may not be."""
-    checked = [(reason, texts) for texts, reason in map(texts_of, samples)]
+    checked = [(reason, texts) for texts, reason in map(_raw_texts, samples)]
     read = [i for i, (reason, _) in enumerate(checked) if reason is None]
-    for row in _doubtful([text for i in read for text in checked[i][1]]):
+    tidied = tidy_all([text for i in read for text in checked[i][1]])
+    for row, i in enumerate(read):
+        checked[i] = (None, tidied[3 * row : 3 * row + 3])
+    for row in _doubtful(tidied):
         texts = checked[read[row]][1]
         checked[read[row]] = (_check_texts(texts), texts)
     return checked
@@ -63,6 +66,11 @@ def check_samples(samples: Sequence[Any]) -> list[tuple[str | None, list[str]]]:
 
 def texts_of(sample: Any) -> tuple[list[str], str | None]:
     """Return the three texts of a sample, tidied, or none and why."""
+    texts, reason = _raw_texts(sample)
+    return tidy_all(texts), reason
+
+
+def _raw_texts(sample: Any) -> tuple[list[str], str | None]:
     if not isinstance(sample, dict):
         return [], "not_an_object"
     texts = []
@@ -70,7 +78,7 @@ def texts_of(sample: Any) -> tuple[list[str], str | None]:
         text = sample.get(field)
         if not isinstance(text, str):
             return [], "missing_field" if text is None else "wrong_type"
-        texts.append(tidy(text))
+        texts.append(text)
     return texts, None
 
 
@@ -125,11 +133,16 @@ def describe(reason: str) -> str:
 
 
 def to_record(texts: Sequence[str], topic: str) -> dict[str, str]:
-    """Turn an accepted sample into an output line: 系统 = instruction, 用户 = input, 智能助手 = output."""
-    messages = [{"role": role, "content": text} for role, text in zip(ROLE_TO_NAME, texts, strict=True)]
-    return {"text": render_chatml(messages), "topic": topic}
+    """Turn an accepted sample into an output line: 系统 = instruction, 用户 = input, 智能助手 = output.
+
+    ValueError: a text holds a marker of the format.
+    """
+    text = _RECORD % tuple(texts)
+    if text.count(BEGIN) != 3 or text.count(END) != 3:
+        raise ValueError(text)
+    return {"text": text, "topic": topic}
 
 
 def fingerprint(text: str) -> int:
-    """Return 64 bits of XXH3 of ``text`` without white space: the same for equal records, kept instead of them."""
-    return xxhash.xxh3_64_intdigest("".join(text.split()))
+    """Return 64 bits that are the same for texts that differ in white space alone, and kept instead of them; of this run only."""
+    return hash("".join(text.split()))

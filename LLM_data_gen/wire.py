@@ -128,12 +128,15 @@ def _read_events(raw: bytes, broken: bool) -> Answer | Failure:
 
 
 def _events(raw: bytes) -> tuple[list[Any], bool]:
-    """What the events hold, and whether the last of them said that it is: all in one go, or, if one is no JSON, one by one."""
-    payloads = [line[5:].strip() for line in raw.splitlines() if line.startswith(b"data:")]
-    if done := payloads[-1:] == [b"[DONE]"]:
-        payloads.pop()
+    """What the events hold, and whether the last of them said that it is: all in one go, or, where more stands between
+    them than an empty line, one by one.
+    """
+    start, last = raw.find(b"data:") + 5, raw.rfind(b"data:")
+    done = raw[last + 5 :].split(b"\n", 1)[0].strip() == b"[DONE]"
+    body = raw[start : last if done else None].replace(b"\r\n", b"\n")
+    payloads = body.strip().replace(b"\n\ndata:", b",")
     try:
-        return orjson.loads(b"[%b]" % b",".join(payloads)), done
+        return orjson.loads(b"[%b]" % payloads), done
     except orjson.JSONDecodeError:
         return list(_one_by_one(raw)), done
 
@@ -159,7 +162,11 @@ def _text(content: Any) -> str:
 
 def _whole(text: str) -> str:
     """Put pairs together that came in two events; a half that stays alone becomes a mark."""
-    return text if text.isprintable() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _reasoning(message: Mapping[str, Any]) -> str:

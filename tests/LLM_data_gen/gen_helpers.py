@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import gen_SFT_data
+from LLM_data_gen.seen import Seen
 from sft_data.chatml import parse_chatml
 
 faults = runpy.run_path(str(Path(__file__).with_name("fault_server.py")))
@@ -52,3 +53,11 @@ def report(folder):
 
 def names(count):
     return [f"哈工大学习生活主题{i}" for i in range(count)]
+
+
+def seen_of(rows: list[dict], seed: int = 0) -> Seen:
+    """What has been gathered when all of them went by."""
+    seen = Seen(seed)
+    for row in rows:
+        seen.add(row, [(message["role"], message["content"]) for message in parse_chatml(row["text"])])
+    return seen

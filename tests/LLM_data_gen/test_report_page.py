@@ -5,9 +5,10 @@ from html import unescape
 from html.parser import HTMLParser
 
 import pytest
+from gen_helpers import seen_of
 
 from LLM_data_gen.report_page import FAILED, _duration, _money, _short, build_page
-from LLM_data_gen.report_reading import SAMPLES
+from LLM_data_gen.seen import SAMPLES
 from LLM_data_gen.variety import similarity
 from sft_data.chatml import render_chatml
 
@@ -19,6 +20,10 @@ def row(i: int, topic="校史", **fields) -> dict:
     texts = {"system": "系" * 10, "user": f"问题{i:04d}", "assistant": "答" * (i + 1)}
     messages = [{"role": role, "content": fields.pop(role, text)} for role, text in texts.items()]
     return {"text": render_chatml(messages), "topic": topic, **fields}
+
+
+def page_of(told: dict, records: list[dict], seed: int = 0) -> str:
+    return build_page(told, seen_of(records, seed))
 
 
 RUN = {
@@ -110,7 +115,7 @@ def test_nothing_that_comes_becomes_markup_and_nothing_is_loaded():
     evil["variety"]["worst_pairs"] = [{"similarity": 0.9, "earlier": EVIL, "question": f"另{EVIL}"}]
     evil["earlier_runs"] = [{"model": EVIL, "stopped": EVIL, "cost": 1, "currency": EVIL}]
     records = [row(i, EVIL, system=EVIL, user=EVIL, assistant=EVIL, reasoning=EVIL) for i in range(3)]
-    html = build_page(evil, [*records, *(row(9, f"{EVIL}{i}") for i in range(3) for _ in range(i + 1))])
+    html = page_of(evil, [*records, *(row(9, f"{EVIL}{i}") for i in range(3) for _ in range(i + 1))])
     tags = Tags(html)
     assert not tags.open
     assert not tags.loads
@@ -125,7 +130,7 @@ def test_nothing_that_comes_becomes_markup_and_nothing_is_loaded():
 
 
 def test_the_headline_is_the_reports():
-    html = build_page(report(), [])
+    html = page_of(report(), [])
     shown = tiles(section(html, "overview"))
     assert shown["完成的主题"] == "997 / 1,000"
     assert shown["没有凑齐的主题"] == "3"
@@ -140,21 +145,21 @@ def test_the_headline_is_the_reports():
 def test_without_a_price_it_counts_tokens():
     told = report(cost=None)
     told["price"], told["all_runs"]["cost"] = None, None
-    html = build_page(told, [])
+    html = page_of(told, [])
     assert tiles(section(html, "overview"))["本次 token"] == "300.0 万"
     assert "没有这个模型的价格" in section(html, "cost")
     assert "¥" not in html
 
 
 def test_costs_of_this_run_stand_beside_those_of_all():
-    cells = {what: values for what, *values in rows(section(build_page(report(), []), "cost"))}
+    cells = {what: values for what, *values in rows(section(page_of(report(), []), "cost"))}
     assert cells["回答"] == ["480", "9"]
     assert cells["其中命中缓存"] == ["0", "5"]
     assert cells["花费"] == ["¥8.80", "¥20.50"]
     assert cells["每 1,000 条样本"] == ["¥10.00", "¥4.10"]
     told = report()
     told["price"]["peak"] = {"input": 4, "output": 6}
-    said = words(section(build_page(told, []), "cost"))
+    said = words(section(page_of(told, []), "cost"))
     assert (
         "每百万 token 的 CNY：输入 2，命中缓存的输入 0.02，输出 3；高峰时段 输入 4，输出 6。2026-07-30 的价格，来自 定价页"
         in said
@@ -168,13 +173,13 @@ def test_costs_of_this_run_stand_beside_those_of_all():
 def test_it_says_how_the_run_ended(stopped, done, said):
     told = report(stopped=stopped)
     told["topics"]["done"] = done
-    (note,) = re.findall(r'<p class="note.*?</p>', build_page(told, []), re.S)
+    (note,) = re.findall(r'<p class="note.*?</p>', page_of(told, []), re.S)
     assert said in words(note)
     assert ("halt" in note) == (stopped is not None or done < 1000)
 
 
 def test_the_funnel_adds_up_the_most_frequent_reason_first():
-    html = section(build_page(report(), []), "funnel")
+    html = section(page_of(report(), []), "funnel")
     funnel, problems = html.split("<h3>")
     names, counts, shares, _ = zip(*rows(funnel), strict=True)
     assert names == ("模型写出", "− 问题相近", "− 回答太短", "收下")
@@ -184,7 +189,7 @@ def test_the_funnel_adds_up_the_most_frequent_reason_first():
 
 
 def test_requests_fall_into_answers_and_failures():
-    cells = rows(section(build_page(report(), []), "requests"))
+    cells = rows(section(page_of(report(), []), "requests"))
     names, counts, *_ = zip(*cells, strict=True)
     assert names == ("发出的请求", "− HTTP 429", "− 连接断开", "得到回答")
     assert counts == ("500", "18", "2", "480")
@@ -194,7 +199,7 @@ def test_requests_fall_into_answers_and_failures():
     "told", [{}, {"run": None, "topics": None, "price": None, "variety": {}}, {"run": {"answers": 3}}]
 )
 def test_what_is_missing_is_no_error(told):
-    html = build_page(told, [])
+    html = page_of(told, [])
     assert not Tags(html).open
     assert "输出里还没有样本" in html
     assert "都完整可读" not in html
@@ -203,7 +208,7 @@ def test_what_is_missing_is_no_error(told):
 def test_near_questions_stand_side_by_side_with_what_differs_marked():
     told, pair = report(), (0.934, "哪一年建立的？", "哪一天建立的？")
     told["variety"]["worst_pairs"] = [dict(zip(("similarity", "earlier", "question"), pair, strict=True))]
-    html = section(build_page(told, []), "variety")
+    html = section(page_of(told, []), "variety")
     assert list(tiles(html).values()) == ["97.3%", "0.313"]
     assert "随机抽取的 2,000 个问题" in html
     (card,) = re.findall(r"<article>.*?</article>", html, re.S)
@@ -213,16 +218,15 @@ def test_near_questions_stand_side_by_side_with_what_differs_marked():
 
 def test_the_page_takes_what_variety_finds():
     questions = ["哈工大是哪一年建立的？", "哈工大是哪一天建立的？", "食堂几点开门，周末也供应早餐吗？"]
-    html = section(build_page({"variety": similarity(questions)}, []), "variety")
+    html = section(page_of({"variety": similarity(questions)}, []), "variety")
     assert "随机抽取" not in html
     assert "<mark>年</mark>" in html
-    assert "没有统计" in section(build_page({"variety": similarity([])}, []), "variety")
+    assert "没有统计" in section(page_of({"variety": similarity([])}, []), "variety")
 
 
 def test_lengths_are_counted_over_all_records():
     records = [row(i) for i in range(100)]  # answers of 1 to 100 characters, questions of 6, system texts of 10
-    html = section(build_page({}, [*records, {"text": "不是 ChatML"}, {}]), "lengths")
-    assert "另有 2 行" in html
+    html = section(page_of({}, records), "lengths")
     system, user, assistant = re.findall(r"<figure>.*?</figure>", html, re.S)
     assert "p10 10，p50 10，p90 10；最短 10，最长 10 字" in system
     assert "p10 6，p50 6，p90 6" in user
@@ -235,7 +239,7 @@ def test_lengths_are_counted_over_all_records():
 
 def test_samples_a_topic_count_failed_ones_as_nothing():
     records = [row(i, topic) for topic, n in (("甲", 6), ("乙", 6), ("丙", 6), ("丁", 2)) for i in range(n)]
-    html = section(build_page({"run": {"topics_failed": {"丁": "问了 4 轮", "戊": "HTTP 500"}}}, records), "topics")
+    html = section(page_of({"run": {"topics_failed": {"丁": "问了 4 轮", "戊": "HTTP 500"}}}, records), "topics")
     assert "5 个主题，每个最少 0 条，中位数 6 条，最多 6 条" in html
     assert rows(html) == [
         ["有 6 条样本", "3", "60.0%", ""],
@@ -245,12 +249,12 @@ def test_samples_a_topic_count_failed_ones_as_nothing():
         ["丁", "2"],
     ]
     assert "<dt>丁</dt><dd>问了 4 轮</dd><dt>戊</dt><dd>HTTP 500</dd>" in html
-    assert "3 个主题，每个都有 6 条样本" in build_page({}, records[:18])
+    assert "3 个主题，每个都有 6 条样本" in page_of({}, records[:18])
 
 
 def test_many_failed_topics_are_folded_and_cut():
     failed = {f"主题{i}": "HTTP 500" for i in range(FAILED + 7)}
-    html = section(build_page({"run": {"topics_failed": failed}}, []), "topics")
+    html = section(page_of({"run": {"topics_failed": failed}}, []), "topics")
     assert html.count("<dt>") == FAILED
     assert "还有 7 个" in html
     assert html.index("<details>") < html.index("<dt>")
@@ -258,7 +262,7 @@ def test_many_failed_topics_are_folded_and_cut():
 
 def test_samples_are_shown_in_full_with_their_reasoning_folded():
     long = "很长的回答。\n" * 500
-    html = section(build_page({}, [row(0, "校训", assistant=long, reasoning="先想一想"), row(1)]), "samples")
+    html = section(page_of({}, [row(0, "校训", assistant=long, reasoning="先想一想"), row(1)]), "samples")
     first, second = re.findall(r"<article>.*?</article>", html, re.S)
     assert "校训" in words(first)
     assert long in words(first)
@@ -270,7 +274,7 @@ def test_samples_are_shown_in_full_with_their_reasoning_folded():
 
 
 def drawn(records, seed) -> list[str]:
-    return re.findall(r"问题(\d{4})", section(build_page({}, records, seed), "samples"))
+    return re.findall(r"问题(\d{4})", section(page_of({}, records, seed), "samples"))
 
 
 def test_the_seed_draws_the_samples_and_equal_input_gives_equal_bytes():
@@ -279,11 +283,11 @@ def test_the_seed_draws_the_samples_and_equal_input_gives_equal_bytes():
     assert len(set(first)) == SAMPLES
     assert first == sorted(first)
     assert drawn(records, 1) != first
-    assert build_page(report(), iter(records), 3) == build_page(report(), iter(records), 3)
+    assert page_of(report(), records, 3) == page_of(report(), records, 3)
 
 
 def test_half_a_character_does_not_keep_the_page_from_being_written():
-    html = build_page(report(stopped="坏字\ud800"), [{**row(0), "topic": "题\udfff"}])
+    html = page_of(report(stopped="坏字\ud800"), [{**row(0), "topic": "题\udfff"}])
     assert "坏字?" in html.encode().decode()
 
 

@@ -33,6 +33,25 @@ def test_a_stream_with_thinking_usage_and_keep_alive_lines():
     assert read_reply(raw.replace(b"\n", b"\r\n")) == Answer("你好", "stop", "先想一想", COUNTS)
 
 
+@pytest.mark.parametrize(
+    ("between", "after"),
+    [
+        (b"\n\n", b""),
+        (b"\r\n\r\n", b"\r\n\r\n"),
+        (b"\n\n: still here, data: none\n\n", b"\n\n: bye\n\n"),
+        (b"\n\nevent: message\nid: 7\n", b"\n\n"),
+        (b"\n", b"\n"),
+    ],
+)
+@pytest.mark.parametrize("end", [b"[DONE]", b" [DONE] ", None])
+def test_whatever_stands_between_events_they_are_the_same(between, after, end):
+    """As fast as it goes where it is an empty line, one by one else; a text that looks like an event is none."""
+    chunks = [delta(content="[DONE]\n\ndata: {}"), delta(content="好"), {"choices": [], "usage": USAGE}]
+    lines = [b"data:" + json.dumps(chunk).encode() for chunk in chunks] + ([b"data:" + end] if end else [])
+    answer = read_reply(between.join(lines) + after)
+    assert answer == Answer("[DONE]\n\ndata: {}好", "", "", COUNTS, complete=end is not None)
+
+
 def test_a_stream_that_was_cut_gives_what_had_come():
     raw = events(delta(content="一"), delta(content="二"), done=False)
     cut = raw + b'data: {"choices": [{"delta": {"content": "\xe4\xb8'

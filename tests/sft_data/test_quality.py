@@ -22,6 +22,7 @@ from sft_data.quality import (
     normalise,
     normalise_all,
     tidy,
+    tidy_all,
 )
 
 
@@ -47,6 +48,7 @@ def test_the_copy_for_the_gates_and_the_text_that_is_written():
 def test_together_they_become_what_they_become_one_by_one(texts):
     """Marks that join what stands before them, a joiner at the beginning, the very character that is put between them."""
     assert normalise_all(texts) == [normalise(text) for text in texts]
+    assert tidy_all(texts) == [tidy(text) for text in texts]
 
 
 def test_chinese_ratio_by_hand():
