@@ -7,7 +7,6 @@ the script asks only for what is missing.
 """
 
 import argparse
-import asyncio
 import shutil
 import sys
 import time
@@ -144,6 +143,7 @@ def reread(args: argparse.Namespace, output) -> int:
 
 def ask_for(args: argparse.Namespace, output, topics: list[str], todo: list[str], totals) -> int:
     """Ask for what ``todo`` misses, and leave a report whatever happens."""
+    from LLM_data_gen.client import run as run_loop
     from LLM_data_gen.filling import Run
     from LLM_data_gen.journal import open_journal
     from LLM_data_gen.run_report import describe_run, write_failed_topics, write_reports
@@ -165,7 +165,7 @@ def ask_for(args: argparse.Namespace, output, topics: list[str], todo: list[str]
         tally = Tally(reject=reject)
         run = Run(args, teacher, output, journal, tally, price, totals, say)
         try:
-            asyncio.run(run.generate(todo, len(topics)))
+            run_loop(run.generate(todo, len(topics)))
         except BaseException as error:
             run.stopped = str(error) or "中断"
             raise

@@ -5,6 +5,7 @@
         answer = await client.ask(messages, max_tokens)         a chat completion, streamed
         data = await client.call("/responses", body)            any other endpoint, as JSON
         await finish(tasks, client.gate)                        many at once; an error waits for what is in flight
+    run(coroutine)                                          asyncio.run, on uvloop where there is one
 
 Errors by class. Refused (400, 401, 402, 403, 404 and their like): UserError, the run stops. Busy (429) and failing
 (5xx, silence, dropped connections, bodies that are no completion): asked again with growing, jittered waits;
@@ -13,7 +14,7 @@ when one request has used up its tries, TriesUsedUp. What holds everyone back to
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +28,7 @@ from .refusals import READ, Failure, read_refusal
 from .settings import Teacher
 from .wire import Answer, Dialect, read_reply
 
-__all__ = ["GRACE_S", "Answer", "Client", "Settings", "Stopped", "TriesUsedUp", "finish"]
+__all__ = ["GRACE_S", "Answer", "Client", "Settings", "Stopped", "TriesUsedUp", "finish", "run"]
 
 _CONNECT_TIMEOUT_S = 30
 _LONGEST_WAIT_S = 4  # of one request alone; when all fail, gate.py makes everyone wait longer
@@ -244,6 +245,15 @@ class Client:
         """Mask the key wherever a server says it, answers too. A short placeholder ("sample") is no secret but a word."""
         key = self.teacher.api_key
         return text.replace(key, "***") if key and len(key) >= _SHORTEST_KEY else text
+
+
+def run(main: Coroutine[Any, Any, Any]) -> Any:
+    """asyncio.run, on uvloop where there is one: a tenth less CPU a request."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)
 
 
 def _open_files(n: int) -> int:
