@@ -23,7 +23,7 @@ NEAR_JACCARD = 0.65  # chosen by the table in Questions
 _BLOCK = 256  # questions at a time when there are many
 _PAIRS = 1 << 17  # pairs at a time: they and what is made of them stay in the cache
 _MARKS = 1024  # bits in which a question leaves a mark for each of its bigrams
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads them
+ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads them (2**64 over the golden ratio)
 _21, _32, _42, _54 = map(np.uint64, (21, 32, 42, 54))
 _LOW, _PAIR = np.uint64((1 << 21) - 1), np.uint64((1 << 42) - 1)
 
@@ -124,7 +124,7 @@ def _sketch(texts: Sequence[str]) -> _Sketches:
     pairs, starts = bigrams(_bodies(texts))
     once, owners = _once(pairs, starts)
     bits = np.zeros((len(texts), _MARKS), bool)
-    bits[owners, (once * _ODD >> _54).astype(np.int64)] = True
+    bits[owners, (once * ODD >> _54).astype(np.int64)] = True
     marks = np.packbits(bits, axis=1).view(np.uint64)
     size = np.bincount(owners, minlength=len(texts)).astype(np.int32)
     return _Sketches(signatures(pairs, starts), marks, _ones(marks), size)

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .near import NEAR_JACCARD, distinct
+from .near import NEAR_JACCARD, ODD, distinct
 
 SAMPLE_ABOVE, SAMPLE = 2000, 250  # similarity() looks at all of so many questions; of more, at a sample
 _BLOCK = 128  # questions at a time
 _WORST = 10
+_48 = np.uint64(48)
 
 # The three numbers have no common factor, so that stepping through all three lists at once meets every combination before
 # any comes again (the Chinese remainder theorem), and nine lines in a row share no role, situation or angle.
@@ -81,13 +82,17 @@ def _closest(questions: Sequence[str], some: Sequence[int]) -> list[tuple[int, i
     """Of each question in ``some``: (its index, that of the one most like it, their similarity, has an earlier twin)."""
     pairs, owners = distinct([questions[i] for i in some])
     words, places = np.unique(pairs, return_inverse=True)
-    has = np.zeros((len(words), -(-len(some) // 4) * 4), np.uint16)  # has[word, k]: question some[k] has it
+    sizes = np.bincount(owners)
+    count = np.uint8 if sizes.max(initial=0) <= 255 else np.uint32  # of bigrams in common
+    has = np.zeros((len(words), -(-len(some) // 8) * 8), count)  # has[word, k]: question some[k] has it
     has[places, owners] = 1
-    sizes, some, each = np.bincount(owners).astype(np.float32), np.array(some), np.arange(len(some))
+    may_be_known = np.zeros(1 << 16, bool)  # nearly all bigrams are not, and to look a number up takes longer than this
+    may_be_known[_mark(words)] = True
+    sizes, some, each = sizes.astype(np.float32), np.array(some), np.arange(len(some))
     best, other, repeats = np.zeros(len(some)), np.zeros(len(some), np.int64), np.zeros(len(some), bool)
     for start in range(0, len(questions), _BLOCK):
         index = np.arange(start, min(start + _BLOCK, len(questions)))[:, None]
-        shared, own = _shared(questions[start : start + _BLOCK], words, has)
+        shared, own = _shared(questions[start : start + _BLOCK], words, may_be_known, has)
         shared = shared[:, : len(some)]
         score = shared / (own[:, None] + sizes - shared)  # (block, some)
         score[index == some] = 0
@@ -98,14 +103,24 @@ def _closest(questions: Sequence[str], some: Sequence[int]) -> list[tuple[int, i
     return list(zip(some.tolist(), other.tolist(), best.tolist(), repeats.tolist(), strict=True))
 
 
-def _shared(questions: Sequence[str], words: np.ndarray, has: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _shared(
+    questions: Sequence[str], words: np.ndarray, may_be_known: np.ndarray, has: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """How many bigrams each has in common with each that ``has`` is of, (questions, some); and how many it has, (questions,)."""
     pairs, owners = distinct(questions)
+    sizes = np.bincount(owners, minlength=len(questions)).astype(np.float32)
+    may = np.flatnonzero(may_be_known[_mark(pairs)])
+    pairs, owners = pairs[may], owners[may]
     places = np.minimum(np.searchsorted(words, pairs), len(words) - 1)
     known = words[places] == pairs
     asked, starts = np.unique(owners[known], return_index=True)
     shared = np.zeros((len(questions), has.shape[1]), np.float32)
     if len(asked):
-        four = np.add.reduceat(has.view(np.uint64)[places[known]], starts, axis=0)  # counts in one addition
-        shared[asked] = four.view(np.uint16)
-    return shared, np.bincount(owners, minlength=len(questions)).astype(np.float32)
+        several = np.add.reduceat(has.view(np.uint64)[places[known]], starts, axis=0)  # counts in one addition
+        shared[asked] = several.view(has.dtype)
+    return shared, sizes
+
+
+def _mark(pairs: np.ndarray) -> np.ndarray:
+    """16 bits of each, spread (Fibonacci hashing)."""
+    return (pairs * ODD >> _48).astype(np.int64)

@@ -16,7 +16,6 @@ import numpy as np
 
 _CHUNK = 1 << 14  # bigrams at a time: the bits of one chunk take 1 MB however long the text is
 _STEPS = [(np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB))]
-_LANES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").view(np.uint64)[:, 0]
 _GOLDEN, _31, _32 = np.uint64(0x9E3779B97F4A7C15), np.uint64(31), np.uint64(32)
 
 
@@ -58,7 +57,9 @@ def signatures(pairs: np.ndarray, starts: np.ndarray) -> np.ndarray:
         return np.zeros(0, np.uint64)
     hashes, sizes = mix(pairs), np.append(starts[1:], len(pairs)) - starts
     if sizes.max() <= 255:
-        ones = np.add.reduceat(_LANES[hashes.view(np.uint8)].reshape(-1, 8), starts, axis=0).view(np.uint8)
+        by_byte = np.ascontiguousarray(hashes.view(np.uint8).reshape(-1, 8).T)
+        lanes = np.unpackbits(by_byte, bitorder="little").view(np.uint64).reshape(8, -1)
+        ones = np.ascontiguousarray(np.add.reduceat(lanes, starts, axis=1).T).view(np.uint8)
     else:
         ones = np.add.reduceat(_bits(hashes), starts, axis=0, dtype=np.uint32)
     return np.packbits(ones > sizes[:, None] // 2, axis=1, bitorder="little").view(np.uint64)[:, 0]

@@ -87,10 +87,13 @@ def family(rng: random.Random, size: int) -> list[str]:
     return [t if rng.random() < 0.8 else rng.choice(texts)[:-1] + "改" for t in texts] + ["", "问", "问"]
 
 
-def test_similarity_is_that_of_brute_force(monkeypatch):
-    """With blocks and samples so small that there are many, and the last of them not full."""
+@pytest.mark.parametrize("longest", [0, 255, 256, 2000])
+def test_similarity_is_that_of_brute_force(monkeypatch, longest):
+    """With blocks and samples so small that there are many, and the last of them not full; with more bigrams than a byte counts."""
     monkeypatch.setattr(variety, "SAMPLE", 50)
-    texts = family(random.Random(2), 333)
+    rng = random.Random(2)
+    long = "".join(chr(rng.randrange(0x4E00, 0x9E00)) for _ in range(longest + 1))
+    texts = [*family(rng, 333), long, long[:-1], long + "完"]
     figures = similarity(texts)
     assert (figures["distinct_share"], figures["self_similarity"]) == slow_similarity(texts)
     assert figures["looked_at"] == len(texts)
