@@ -25,6 +25,9 @@ from .spending import Totals, likely_cost, over_budget, price_entry
 from .taking import AT_ONCE, Tally, take
 from .variety import angles
 
+_ON_THEIR_WAY_S = 0.1  # by then the first requests are
+_GATHER_S = 0.02  # answers that come so close to each other are looked at together: it costs a third
+
 
 class Run:
     """totals: of all runs on this output; spent: of this one."""
@@ -46,6 +49,7 @@ class Run:
         self.stopped: str | None = None
         self.interrupted = False
         self._likely = likely_cost(args, teacher, price)
+        self._slots = asyncio.Semaphore(args.max_concurrency)
         self._asking, self._thinks = 0, bool(teacher.thinking)
         self._arrived: list[tuple[dict[str, Any], asyncio.Future[int]]] = []
         self._started = time.monotonic()
@@ -69,7 +73,10 @@ class Run:
                                 bar.set_postfix_str(self._state(), refresh=False)
                             bar.update()
 
-                workers = [asyncio.create_task(worker()) for _ in range(min(settings.max_concurrency, len(todo)))]
+                # As many as ask, and as many as meanwhile wait for their answers to be looked at together.
+                n_workers = min(settings.max_concurrency + AT_ONCE, len(todo))
+                workers = [asyncio.create_task(worker()) for _ in range(n_workers)]
+                asyncio.get_running_loop().call_later(_ON_THEIR_WAY_S, _get_ready)
                 with self._signals(workers):
                     await finish(workers, client.gate, self._say_stopping)
 
@@ -142,19 +149,20 @@ class Run:
     async def _ask(self, topic: str, asked: int, sides: list[str]) -> tuple[dict[str, Any], int]:
         """Return the answer as the journal has it, and how many samples of it were taken."""
         args, questions = self.args, self.output.questions[topic]
-        if over_budget(args.budget, self.totals, self._asking, self._likely):
-            self.stopped = self.stopped or f"到了 --budget {args.budget:g}"
-            self._client.gate.stop()
-            raise Stopped
-        messages = build_messages(topic, asked, questions, sides, args.json_mode)
-        max_tokens = args.max_tokens
-        if max_tokens is None:
-            max_tokens = size_of_answer(asked, self._thinks)
-        self._asking, sent = self._asking + 1, datetime.now().astimezone()
-        try:
-            answer = await self._client.ask(messages, max_tokens, args.json_mode)
-        finally:
-            self._asking -= 1
+        async with self._slots:
+            if over_budget(args.budget, self.totals, self._asking, self._likely):
+                self.stopped = self.stopped or f"到了 --budget {args.budget:g}"
+                self._client.gate.stop()
+                raise Stopped
+            messages = build_messages(topic, asked, questions, sides, args.json_mode)
+            max_tokens = args.max_tokens
+            if max_tokens is None:
+                max_tokens = size_of_answer(asked, self._thinks)
+            self._asking, sent = self._asking + 1, datetime.now().astimezone()
+            try:
+                answer = await self._client.ask(messages, max_tokens, args.json_mode)
+            finally:
+                self._asking -= 1
         self._notice_thinking(answer)
         entry = entry_of(topic, asked, messages, self.teacher.model, answer)
         price_entry(entry, messages, self.price, sent)
@@ -179,11 +187,11 @@ class Run:
         )
 
     def _taken(self, entry: dict[str, Any]) -> asyncio.Future[int]:
-        """How many samples of the answer are taken, together with those of all that come in the same turn of the loop."""
+        """How many samples of the answer are taken, together with those of all that come within _GATHER_S."""
         loop = asyncio.get_running_loop()
         self._arrived.append((entry, loop.create_future()))
         if len(self._arrived) == 1:
-            loop.call_soon(self._take_arrived)
+            loop.call_later(_GATHER_S, self._take_arrived)
         return self._arrived[-1][1]
 
     def _take_arrived(self) -> None:
@@ -210,3 +218,8 @@ class Run:
             f"样本 {len(self.output)} 失败 {len(self.tally.failed)} 并发 {self._client.gate.in_flight} "
             f"{rate:.1f} 请求/秒 {self.totals}"
         )
+
+
+def _get_ready() -> None:
+    """Import what the answers will need, numpy above all, while nothing else is to be done."""
+    from . import glance, near  # noqa: F401

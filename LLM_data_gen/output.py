@@ -8,11 +8,12 @@ with open_output(path, say) as output:       locks it, cuts a partial last line,
 """
 
 import contextlib
+import functools
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
@@ -21,9 +22,11 @@ from sft_data.errors import UserError
 from sft_data.jsonl import append_whole, dump_line, mend_last_line, read_records
 
 from .journal import only_run
-from .near import Questions
 from .seen import Seen
 from .validation import fingerprint
+
+if TYPE_CHECKING:
+    from .near import Questions
 
 
 class Output:
@@ -36,8 +39,13 @@ class Output:
         self.questions: dict[str, list[str]] = defaultdict(list)
         self.fingerprints: set[int] = set()
         self.seen = Seen()  # with lines that have no topic, from elsewhere: kept, and never written twice
-        self._near = Questions()
         self._file = file
+
+    @functools.cached_property
+    def _near(self) -> "Questions":
+        from .near import Questions  # with numpy, when there is something to compare
+
+        return Questions()
 
     def __len__(self) -> int:
         return self.seen.count

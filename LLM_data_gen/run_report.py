@@ -19,7 +19,6 @@ from .filling import Run
 from .output import Output
 from .spending import Totals
 from .validation import describe
-from .variety import similarity
 
 _ARGS = ("temperature", "n_per_topic", "max_concurrency", "max_tokens", "json_mode", "budget")
 _EARLIER = 20  # runs listed
@@ -69,6 +68,7 @@ def write_reports(
     say: Callable[[str], None],
 ) -> tuple[Path, Path]:
     from .report_page import build_page
+    from .similarity import similarity
 
     path, page = report_paths(args.out)
     done = sum(len(output.questions.get(topic, ())) >= args.n_per_topic for topic in topics)

@@ -12,11 +12,8 @@ fingerprint(text) -> int                 64 bits that tell equal records apart f
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from sft_data.chatml import BEGIN, END, ROLE_TO_NAME, render_chatml
-from sft_data.quality import Gates, check_record, label, normalise, normalise_all, phrases, tidy_all
-from sft_data.simhash import code_points
+from sft_data.quality import Gates, check_record, label, normalise, tidy_all
 
 from .answers import FIELDS, PROBLEMS, Reading, read_answer
 
@@ -31,8 +28,6 @@ __all__ = [
     "to_record",
 ]
 _GATES = Gates()  # the defaults of preparation: what is accepted here is not dropped there
-_BOUNDS = np.array([_GATES.lengths[field] for field in FIELDS]).T  # (2, 3): at least, at most
-_3400, _4DBF, _4E00, _9FFF = map(np.uint32, (0x3400, 0x4DBF, 0x4E00, 0x9FFF))
 _RECORD = render_chatml([{"role": role, "content": "%s"} for role in ROLE_TO_NAME])
 _REASONS = {
     "not_an_object": "不是完整的 JSON 对象（坏了，或没有写完）",
@@ -52,13 +47,15 @@ def check_sample(sample: Any) -> str | None:
 
 
 def check_samples(samples: Sequence[Any]) -> list[tuple[str | None, list[str]]]:
-    """What check_sample says of each, and its texts. Nearly all are good: a quick look at all together finds which may not be."""
+    """What check_sample says of each, and its texts. Nearly all are good: a glance at all together finds which may not be."""
+    from .glance import doubtful  # with numpy, when there is something to check
+
     checked = [(reason, texts) for texts, reason in map(_raw_texts, samples)]
     read = [i for i, (reason, _) in enumerate(checked) if reason is None]
     tidied = tidy_all([text for i in read for text in checked[i][1]])
     for row, i in enumerate(read):
         checked[i] = (None, tidied[3 * row : 3 * row + 3])
-    for row in _doubtful(tidied):
+    for row in doubtful(tidied, _GATES):
         texts = checked[read[row]][1]
         checked[read[row]] = (_check_texts(texts), texts)
     return checked
@@ -98,33 +95,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _doubtful(texts: list[str]) -> list[int]:
-    """texts: three of each sample. Those samples of which _check_texts may say something: of all others it says None."""
-    if not texts:
-        return []
-    texts = normalise_all(texts)
-    sizes, code = np.fromiter(map(len, texts), np.int64, len(texts)), code_points("".join(texts))
-    ends = np.cumsum(sizes)
-    # Below a range wraps to far above it.
-    others = np.flatnonzero((code - _4E00 > _9FFF - _4E00) & (code - _3400 > _4DBF - _3400))
-    before = np.searchsorted(others, np.append(0, ends))
-    ratio = 1 - (before[1:] - before[:-1]) / np.maximum(sizes, 1)
-    low, high = (np.tile(bound, len(texts) // 3) for bound in _BOUNDS)
-    bad = np.flatnonzero((sizes < low) | (sizes > high) | (ratio < _GATES.min_chinese_ratio))
-    odd = others[(code[others] == ord("<")) | (code[others] >> 11 == 0xD800 >> 11)]  # markers begin so; half a pair
-    places = [*bad.tolist(), *np.searchsorted(ends, odd, side="right").tolist()]
-    return sorted({*(place // 3 for place in places), *_with_phrases(texts[2::3])})
-
-
-def _with_phrases(outputs: list[str]) -> set[int]:
-    """Those in which there may be something to find for check_output. No match goes over a line's end."""
-    lines, rows, at = "\n".join(outputs).encode(errors="surrogatepass"), [0], 0
-    for match in phrases().finditer(lines):
-        rows.append(rows[-1] + lines.count(b"\n", at, match.start()))
-        at = match.start()
-    return set(rows[1:])
 
 
 def describe(reason: str) -> str:

@@ -9,7 +9,7 @@ from gen_helpers import seen_of
 
 from LLM_data_gen.report_page import FAILED, _duration, _money, _short, build_page
 from LLM_data_gen.seen import SAMPLES
-from LLM_data_gen.variety import similarity
+from LLM_data_gen.similarity import similarity
 from sft_data.chatml import render_chatml
 
 EVIL = "<script>alert(1)</script></details></p></section>\"'><img src=x onerror=alert(2)>&amp;"
