@@ -143,9 +143,9 @@ def reread(args: argparse.Namespace, output) -> int:
 
 def ask_for(args: argparse.Namespace, output, topics: list[str], todo: list[str], totals) -> int:
     """Ask for what ``todo`` misses, and leave a report whatever happens."""
-    from LLM_data_gen.client import run as run_loop
     from LLM_data_gen.filling import Run
     from LLM_data_gen.journal import open_journal
+    from LLM_data_gen.network import run as run_loop
     from LLM_data_gen.run_report import describe_run, write_failed_topics, write_reports
     from LLM_data_gen.settings import resolve_teacher
     from LLM_data_gen.spending import dry_run, settle_price

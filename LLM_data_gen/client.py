@@ -5,7 +5,6 @@
         answer = await client.ask(messages, max_tokens)         a chat completion, streamed
         data = await client.call("/responses", body)            any other endpoint, as JSON
         await finish(tasks, client.gate)                        many at once; an error waits for what is in flight
-    run(coroutine)                                          asyncio.run, on uvloop where there is one
 
 Errors by class. Refused (400, 401, 402, 403, 404 and their like): UserError, the run stops. Busy (429) and failing
 (5xx, silence, dropped connections, bodies that are no completion): asked again with growing, jittered waits;
@@ -14,7 +13,7 @@ when one request has used up its tries, TriesUsedUp. What holds everyone back to
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,12 +22,12 @@ import orjson
 from sft_data.errors import UserError
 
 from .gate import Gate, Stopped
-from .quick_aiohttp import aiohttp, certificates
+from .network import aiohttp, certificates, open_files, read_all
 from .refusals import READ, Failure, read_refusal
 from .settings import Teacher
 from .wire import Answer, Dialect, read_reply
 
-__all__ = ["GRACE_S", "Answer", "Client", "Settings", "Stopped", "TriesUsedUp", "finish", "run"]
+__all__ = ["GRACE_S", "Answer", "Client", "Settings", "Stopped", "TriesUsedUp", "finish"]
 
 _CONNECT_TIMEOUT_S = 30
 _LONGEST_WAIT_S = 4  # of one request alone; when all fail, gate.py makes everyone wait longer
@@ -77,7 +76,7 @@ class Client:
         self._offered: asyncio.Task[list[str]] | None = None
 
     async def __aenter__(self) -> "Client":
-        most = _open_files(self.settings.max_concurrency + _OTHER_FILES) - _OTHER_FILES
+        most = open_files(self.settings.max_concurrency + _OTHER_FILES) - _OTHER_FILES
         if most < self.settings.max_concurrency:
             self._say(f"提示：系统最多让这个进程打开 {most + _OTHER_FILES} 个文件，并发数降到 {most}（见 ulimit -n）。")
             self.gate.lower(most)
@@ -176,8 +175,7 @@ class Client:
         url = self.teacher.base_url + path
         try:
             async with self._session.post(url, data=orjson.dumps(body), allow_redirects=False) as response:
-                async for piece in response.content.iter_any():
-                    pieces.append(piece)
+                await read_all(response.content, pieces)
             status, headers, cut = response.status, response.headers, None
         except asyncio.TimeoutError:
             status, headers, cut = 0, {}, f"超时（{self.settings.timeout_s:g} 秒没有收到任何内容）"
@@ -245,29 +243,6 @@ class Client:
         """Mask the key wherever a server says it, answers too. A short placeholder ("sample") is no secret but a word."""
         key = self.teacher.api_key
         return text.replace(key, "***") if key and len(key) >= _SHORTEST_KEY else text
-
-
-def run(main: Coroutine[Any, Any, Any]) -> Any:
-    """asyncio.run, on uvloop where there is one: a tenth less CPU a request."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    return uvloop.run(main)
-
-
-def _open_files(n: int) -> int:
-    """How many files may be open, n if the system can be talked into it; each request in flight is one."""
-    try:
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != resource.RLIM_INFINITY and soft < n:
-            soft = n if hard == resource.RLIM_INFINITY else min(n, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        return n if soft == resource.RLIM_INFINITY else soft
-    except (ImportError, ValueError, OSError):  # Windows has no such limit
-        return n
 
 
 async def finish(tasks: list[asyncio.Task], gate: Gate, on_stop: Callable[[], None] = lambda: None) -> None:

@@ -1,7 +1,7 @@
 """Fill topics with samples, many at once: ask, put the answer into the journal, take what is good, ask for what is missing.
 
 run = Run(args, teacher, output, journal, tally, ...)
-client.run(run.generate(todo, n_topics))           run.stopped says why when it ended early
+network.run(run.generate(todo, n_topics))          run.stopped says why when it ended early
 """
 
 import argparse

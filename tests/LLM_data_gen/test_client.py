@@ -132,12 +132,17 @@ def test_silence_is_a_timeout_and_a_long_answer_with_signs_of_life_is_not():
 
 
 def test_an_answer_that_breaks_off_is_returned_with_what_had_come():
-    for fault in ({"drop_after": 6}, {"stall_after": 6}):
-        with FaultServer(lambda *_, fault=fault: fault) as server:
-            answer, usage = ask(server, timeout_s=0.3)
-        assert not answer.complete
-        assert answer.text.startswith("[{")
-        assert (usage.requests, usage.answers, usage.broken) == (1, 1, 1)
+    """All of it, also what came just before the break, when nobody was looking."""
+    texts = set()
+    for how in ({}, {"piece_delay_s": 0.004}, {"piece_delay_s": 0.03}):
+        for fault in ({"drop_after": 6}, {"stall_after": 6}):
+            with FaultServer(lambda *_, fault=fault | how: fault) as server:
+                answer, usage = ask(server, timeout_s=0.3)
+            assert not answer.complete
+            assert answer.text.startswith("[{")
+            assert (usage.requests, usage.answers, usage.broken) == (1, 1, 1)
+            texts.add(answer.text)
+    assert len(texts) == 1
 
 
 def test_thinking_comes_apart_from_the_text():
