@@ -27,6 +27,7 @@ import argparse
 import asyncio
 import contextlib
 import re
+import ssl
 import sys
 import threading
 from collections.abc import Iterable
@@ -54,9 +55,11 @@ class FaultServer:
         cap_in_body: bool = False,
         pieces: int = answers.PIECES,
         models: Iterable[str] = ("model-x", "deepseek-flash"),
+        tls: ssl.SSLContext | None = None,
     ):
         self.plan, self.latency_s, self._port = plan, latency_s, port
         self.cap, self.cap_in_body, self.pieces, self.models = cap, cap_in_body, pieces, list(models)
+        self._tls = tls
         self.asked: list[tuple[str, int]] = []
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -81,8 +84,10 @@ class FaultServer:
 
     async def start(self) -> str:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self._port, backlog=1024)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        self._server = await loop.create_server(
+            lambda: _Connection(self), "127.0.0.1", self._port, backlog=1024, ssl=self._tls
+        )
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
 
     async def _close(self) -> None:
         self._server.close()

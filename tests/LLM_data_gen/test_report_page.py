@@ -1,16 +1,19 @@
 """The page's numbers are the report's, its lengths and samples come of one pass, and its text is safe whatever comes."""
 
 import re
+import runpy
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
-from gen_helpers import seen_of
 
 from LLM_data_gen.report_page import FAILED, _duration, _money, _short, build_page
 from LLM_data_gen.seen import SAMPLES
 from LLM_data_gen.similarity import similarity
 from sft_data.chatml import render_chatml
+
+seen_of = runpy.run_path(str(Path(__file__).with_name("gen_helpers.py")))["seen_of"]
 
 EVIL = "<script>alert(1)</script></details></p></section>\"'><img src=x onerror=alert(2)>&amp;"
 VOID = {"meta", "line", "rect", "path"}

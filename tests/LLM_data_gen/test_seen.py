@@ -1,12 +1,14 @@
 """Every row has the same chance to be drawn, the others are not kept, and what is counted is the whole file."""
 
+import runpy
 import weakref
 from collections import Counter
-
-from gen_helpers import seen_of
+from pathlib import Path
 
 from LLM_data_gen.seen import SAMPLES, Seen
 from sft_data.chatml import render_chatml
+
+seen_of = runpy.run_path(str(Path(__file__).with_name("gen_helpers.py")))["seen_of"]
 
 
 def row(i: int, **fields) -> dict:
