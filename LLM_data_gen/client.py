@@ -25,7 +25,7 @@ from .gate import Gate, Stopped
 from .network import aiohttp, certificates, open_files, read_all
 from .refusals import READ, Failure, read_refusal
 from .settings import Teacher
-from .wire import Answer, Dialect, read_reply
+from .wire import Answer, Completion, Dialect, JsonObject
 
 __all__ = ["GRACE_S", "Answer", "Client", "Settings", "Stopped", "TriesUsedUp", "finish"]
 
@@ -112,14 +112,14 @@ class Client:
                 body["response_format"] = {"type": "json_object"}
             return body | teacher.extra
 
-        return await self._until_answered("/chat/completions", body, read_reply)
+        return await self._until_answered("/chat/completions", body, Completion)
 
     async def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Post ``body`` to base_url + path; return the JSON object that comes back. Raises what ``ask`` raises."""
         body = body | self.teacher.extra
-        return await self._until_answered(path, lambda: body, self._json)
+        return await self._until_answered(path, lambda: body, JsonObject)
 
-    async def _until_answered(self, path: str, body: Callable[[], dict[str, Any]], read: Callable) -> Any:
+    async def _until_answered(self, path: str, body: Callable[[], dict[str, Any]], reply: type) -> Any:
         self._asked += 1
         number, tries, waits, alone, failed_at = self._asked, 0, 0, 0, 0.0
         while True:
@@ -128,7 +128,7 @@ class Client:
             await self.gate.enter()
             sent, sent_at = body(), time.monotonic()
             try:
-                outcome = await self._post(path, sent, read)
+                outcome = await self._post(path, sent, reply())
             finally:
                 self.gate.leave()
             if not isinstance(outcome, Failure):
@@ -169,13 +169,13 @@ class Client:
         except UserError as error:
             self._gave_up = error
 
-    async def _post(self, path: str, body: dict[str, Any], read: Callable) -> Any:
+    async def _post(self, path: str, body: dict[str, Any], reply: Completion | JsonObject) -> Any:
         self.usage.requests += 1
-        pieces: list[bytes] = []
+        refusal: list[bytes] = []
         url = self.teacher.base_url + path
         try:
             async with self._session.post(url, data=orjson.dumps(body), allow_redirects=False) as response:
-                await read_all(response.content, pieces)
+                await read_all(response.content, reply.feed if response.status == 200 else refusal.append)
             status, headers, cut = response.status, response.headers, None
         except asyncio.TimeoutError:
             status, headers, cut = 0, {}, f"超时（{self.settings.timeout_s:g} 秒没有收到任何内容）"
@@ -187,23 +187,16 @@ class Client:
             ) from None
         except aiohttp.ClientError as error:
             status, headers, cut = 0, {}, f"连接失败（{self._shown(str(error) or type(error).__name__)}）"
-        raw = b"".join(pieces)
         if cut:
-            outcome = read_reply(raw, broken=True) if read is read_reply else None
+            outcome = reply.finish(broken=True)
             if not isinstance(outcome, Answer) or not outcome.text:
                 outcome = Failure(cut)
         elif status == 200:
-            outcome = read(raw)
+            outcome = reply.finish()
         else:
-            outcome = read_refusal(status, self._shown(raw.decode(errors="replace"), READ), headers, url)
+            said = b"".join(refusal).decode(errors="replace")
+            outcome = read_refusal(status, self._shown(said, READ), headers, url)
         return self._counted(outcome)
-
-    def _json(self, raw: bytes) -> dict[str, Any] | Failure:
-        try:
-            data = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            data = None
-        return data if isinstance(data, dict) else Failure(f"回复不是 JSON 对象（{raw.decode(errors='replace')}）", 200)
 
     def _counted(self, outcome: Any) -> Any:
         """Note what it cost, and take the key out of it."""

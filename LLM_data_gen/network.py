@@ -3,7 +3,7 @@
     from .network import aiohttp             imported in half the time
     certificates() -> ssl.SSLContext         what every TCPConnector that may speak https must be given
     run(coroutine)                           asyncio.run, on uvloop where there is one
-    await read_all(response.content, pieces) a stream to its end
+    await read_all(response.content, feed)   a stream to its end
     open_files(n) -> int                     how many files may be open
 
 On its import aiohttp reads the system's certificates twice, 70 ms each, whether or not https will be spoken (aiohttp.connector,
@@ -13,7 +13,7 @@ On its import aiohttp reads the system's certificates twice, 70 ms each, whether
 import asyncio
 import os
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 _FILE = "SSL_CERT_FILE"  # where OpenSSL looks, instead of in the system's place
@@ -48,17 +48,17 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
     return uvloop.run(main)
 
 
-async def read_all(content: aiohttp.StreamReader, pieces: list[bytes]) -> None:
-    """Put what comes into ``pieces``, also what had come when the connection broke. To be woken for each token of hundreds of
+async def read_all(content: aiohttp.StreamReader, feed: Callable[[bytes], None]) -> None:
+    """Give what comes to ``feed``, also what had come when the connection broke. To be woken for each token of hundreds of
     streams would keep a core busy, so after a look there is none for a while.
     """
     try:
         while not content.at_eof():
-            pieces.append(await content.readany())
+            feed(await content.readany())
             if not content.is_eof():
                 await asyncio.sleep(_LOOK_EVERY_S)
     except (aiohttp.ClientError, asyncio.TimeoutError):
-        pieces.extend(content._buffer)  # no public method gives it once the connection is broken
+        feed(b"".join(content._buffer))  # no public method gives it once the connection is broken
         raise
 
 

@@ -1,9 +1,8 @@
 """What goes over the wire: bodies of requests, and replies streamed or whole. refusals.py reads what is no reply.
 
-    read_reply(raw) -> Answer | Failure      server-sent events or one JSON object, whatever the server chose to send
-    Dialect                                  which fields this service takes; it learns from a 400
-
-A stream is read when it has ended: to take the text out of thousands of small events as they come would help nobody.
+Completion().feed(piece) ... .finish(broken) -> Answer | Failure      events or one JSON object, whatever the server sends
+JsonObject().feed(piece) ... .finish(broken) -> dict | Failure        of other endpoints
+Dialect                                  which fields this service takes; it learns from a 400
 """
 
 import contextlib
@@ -82,15 +81,91 @@ class Dialect:
         return None
 
 
-def read_reply(raw: bytes, broken: bool = False) -> Answer | Failure:
-    """Read the body of a reply with status 200. broken: the connection was cut before its end.
+class JsonObject:
+    """A reply that is one JSON object."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self.feed = self._pieces.append
+
+    def finish(self, broken: bool = False) -> dict[str, Any] | Failure:
+        raw = b"".join(self._pieces)
+        try:
+            data = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            data = None
+        return data if isinstance(data, dict) else Failure(f"回复不是 JSON 对象（{raw.decode(errors='replace')}）", 200)
+
+
+class Completion:
+    """A reply to a request for a completion. Events are read as they come: they are twenty times as long as the text in them,
+    and hundreds of streams may be under way at a time.
 
     Blank lines and comments, sent to keep the connection alive, are nothing to either form.
     """
-    raw = raw.removeprefix(_BOM)
-    start = raw.lstrip()[:5]
-    if start.startswith((b"data:", b":", b"event", b"id:", b"retry")):
-        return _read_events(raw, broken)
+
+    def __init__(self) -> None:
+        self._rest = b""  # not read yet
+        self._is_stream: bool | None = None  # not known yet
+        self._content: list[str] = []
+        self._thoughts: list[str] = []
+        self._finish, self._usage, self._done = "", None, False
+        self._error: Any = None
+        self._failed = False
+
+    def feed(self, piece: bytes) -> None:
+        self._rest += piece
+        if self._is_stream is None and len(self._rest.lstrip()) > len(_BOM + b"event"):
+            self._tell()
+        if self._is_stream:
+            end = max((at + len(gap) for gap in (b"\n\n", b"\n\r\n") if (at := self._rest.rfind(gap)) >= 0), default=0)
+            self._read(self._rest[:end])
+            self._rest = self._rest[end:]
+
+    def finish(self, broken: bool = False) -> Answer | Failure:
+        """broken: the connection was cut before the end."""
+        if self._is_stream is None:
+            self._tell()
+        if not self._is_stream:
+            return _read_whole(self._rest)
+        self._read(self._rest)
+        text, thought = (_whole("".join(pieces)) for pieces in (self._content, self._thoughts))
+        if self._error and not text:
+            return Failure(f"回答中途出错（{self._error}）", 200)
+        complete = bool(self._finish or self._done) and not self._error
+        answer = Answer(text, self._finish, thought, usage_of(self._usage), complete, broken)
+        if not answer.complete and not answer.text:
+            return Failure("连接中断，没有收到回答" if broken else "回答没有内容也没有结束标志", 0 if broken else 200)
+        return answer
+
+    def _tell(self) -> None:
+        self._rest = self._rest.removeprefix(_BOM).lstrip()
+        self._is_stream = self._rest.startswith((b"data:", b":", b"event", b"id:", b"retry"))
+
+    def _read(self, raw: bytes) -> None:
+        events, done = _events(raw)
+        self._done |= done
+        for event in events:
+            if self._failed:
+                return
+            if not isinstance(event, dict) or event.get("error"):
+                self._error, self._failed = event, True
+                return
+            self._usage = event.get("usage") or self._usage
+            for choice in event.get("choices") or ():
+                if isinstance(choice, dict) and not choice.get("index"):  # else a second choice nobody asked for
+                    self._take(choice)
+
+    def _take(self, choice: dict[str, Any]) -> None:
+        delta = choice.get("delta") or choice.get("message") or {}
+        if piece := delta.get("content"):
+            self._content.append(piece if isinstance(piece, str) else _text(piece))
+        if piece := _reasoning(delta):
+            self._thoughts.append(piece)
+        self._finish, self._usage = choice.get("finish_reason") or self._finish, choice.get("usage") or self._usage
+
+
+def _read_whole(raw: bytes) -> Answer | Failure:
     try:
         data = orjson.loads(raw)
         choice = data["choices"][0]
@@ -99,32 +174,6 @@ def read_reply(raw: bytes, broken: bool = False) -> Answer | Failure:
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
         return Failure(f"回复不是 OpenAI 格式的补全（{raw.decode(errors='replace')}）", 200)
     return Answer(text, choice.get("finish_reason") or "", thought, usage_of(data.get("usage") or choice.get("usage")))
-
-
-def _read_events(raw: bytes, broken: bool) -> Answer | Failure:
-    content, thoughts, finish, usage, error = [], [], "", None, None
-    events, done = _events(raw)
-    for event in events:
-        if not isinstance(event, dict) or event.get("error"):
-            error = event
-            break
-        usage = event.get("usage") or usage
-        for choice in event.get("choices") or ():
-            if not isinstance(choice, dict) or choice.get("index"):  # a second choice nobody asked for
-                continue
-            delta = choice.get("delta") or choice.get("message") or {}
-            if piece := delta.get("content"):
-                content.append(piece if isinstance(piece, str) else _text(piece))
-            if piece := _reasoning(delta):
-                thoughts.append(piece)
-            finish, usage = choice.get("finish_reason") or finish, choice.get("usage") or usage
-    text, thought = (_whole("".join(pieces)) for pieces in (content, thoughts))
-    if error and not text:
-        return Failure(f"回答中途出错（{error}）", 200)
-    answer = Answer(text, finish, thought, usage_of(usage), complete=bool(finish or done) and not error, broken=broken)
-    if not answer.complete and not answer.text:
-        return Failure("连接中断，没有收到回答" if broken else "回答没有内容也没有结束标志", 0 if broken else 200)
-    return answer
 
 
 def _events(raw: bytes) -> tuple[list[Any], bool]:

@@ -5,10 +5,22 @@ import json
 import pytest
 
 from LLM_data_gen.refusals import Failure
-from LLM_data_gen.wire import Answer, Dialect, read_reply
+from LLM_data_gen.wire import Answer, Completion, Dialect
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 9, "prompt_tokens_details": {"cached_tokens": 5}}
 COUNTS = {"prompt_tokens": 7, "cached_tokens": 5, "completion_tokens": 9}
+
+
+def read_reply(raw, broken=False):
+    """It comes to the same in whatever pieces it comes."""
+    outcomes = []
+    for size in (len(raw) or 1, 1, 2, 7, 64):
+        completion = Completion()
+        for at in range(0, len(raw), size):
+            completion.feed(raw[at : at + size])
+        outcomes.append(completion.finish(broken))
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+    return outcomes[0]
 
 
 def events(*chunks, done=True):
