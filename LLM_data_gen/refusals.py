@@ -16,33 +16,26 @@ from dataclasses import dataclass
 READ = 4000  # characters of what a service says that are looked at
 _SHOWN = 200  # and shown
 _RETRYABLE_4XX = (408, 409, 425, 429)
-_OUT_OF_MONEY = re.compile(r"insufficient_quota|insufficient balance|余额不足|欠费|arrearage", re.IGNORECASE)
-_ONLY_BUSY = re.compile(r"token-limit|allocated quota|per (?:minute|min|day)|retry in", re.IGNORECASE)
-_MODERATED = re.compile(
+_OUT_OF_MONEY = r"insufficient_quota|insufficient balance|余额不足|欠费|arrearage"
+_ONLY_BUSY = r"token-limit|allocated quota|per (?:minute|min|day)|retry in"
+_MODERATED = (
     r"content exists risk|data_?inspection|inappropriate content|content_?filter|content_policy|high risk"
-    r'|"1301"|敏感内容|内容安全',
-    re.IGNORECASE,
+    r'|"1301"|敏感内容|内容安全'
 )
 _UNIT = r"(?:milliseconds?|ms|hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z])|毫秒|秒钟?|分钟?|小时"
-_WAIT = re.compile(
-    rf"(?:try again|retry)[^0-9]{{0,24}}((?:\d+(?:\.\d+)? ?(?:{_UNIT})[ ,]*)+)|((?:\d+ ?(?:{_UNIT}))+)[之以]?后",
-    re.IGNORECASE,
-)
-_PART = re.compile(rf"(\d+(?:\.\d+)?) ?({_UNIT})", re.IGNORECASE)
+_WAIT = rf"(?:try again|retry)[^0-9]{{0,24}}((?:\d+(?:\.\d+)? ?(?:{_UNIT})[ ,]*)+)|((?:\d+ ?(?:{_UNIT}))+)[之以]?后"
+_PART = rf"(\d+(?:\.\d+)?) ?({_UNIT})"
 _UNITS_S = {"ms": 0.001, "milli": 0.001, "毫": 0.001, "s": 1, "秒": 1, "m": 60, "分": 60, "h": 3600, "小时": 3600}
 # "max organization concurrency: 3", "at most 39 requests in flight", "并发数上限为 20", "concurrent requests: 201, limit: 50"
 _AT_ONCE = r"(?:concurren\w*|in[- ]flight|parallel|并发)"
 _MOST = r"(?:limit|max(?:imum)?|at most|上限|最多|限制)"
 _NUMBER = r"(?<![\w.-])(\d{1,5})(?![\w.%]*[\w%])"
-_CAPS = [
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        rf"{_AT_ONCE}[^.。]{{0,40}}?{_MOST}[^0-9.。]{{0,12}}?{_NUMBER}",
-        rf"{_MOST}[^0-9.。]{{0,30}}?{_AT_ONCE}[^0-9.。]{{0,12}}?[:：= 为(]{_NUMBER}",
-        rf"{_MOST}[^0-9.。]{{0,12}}?{_NUMBER}[^0-9.。]{{0,24}}?{_AT_ONCE}",
-    )
-]
-_CODE = re.compile(r"(?:HTTP|code|错误码)\W{0,4}\d+", re.IGNORECASE)
+_CAPS = (
+    rf"{_AT_ONCE}[^.。]{{0,40}}?{_MOST}[^0-9.。]{{0,12}}?{_NUMBER}",
+    rf"{_MOST}[^0-9.。]{{0,30}}?{_AT_ONCE}[^0-9.。]{{0,12}}?[:：= 为(]{_NUMBER}",
+    rf"{_MOST}[^0-9.。]{{0,12}}?{_NUMBER}[^0-9.。]{{0,24}}?{_AT_ONCE}",
+)
+_CODE = r"(?:HTTP|code|错误码)\W{0,4}\d+"
 ADVICE = {
     400: "请求不被接受，请检查 --model、--max-tokens 等参数",
     401: "API 密钥无效，请检查 --api-key 或 OPENAI_API_KEY",
@@ -72,10 +65,10 @@ class Failure:
 def read_refusal(status: int, said: str, headers: Mapping[str, str], url: str) -> Failure:
     """said: the body, at most READ characters of it."""
     shown = said[:_SHOWN]
-    if status in (400, 403, 422, 451) and _MODERATED.search(said):
+    if status in (400, 403, 422, 451) and _find(_MODERATED, said):
         return Failure(f"没有通过服务的内容审核（{shown}）", status, refused=True)
-    out_of_money = status in (400, 403, 429) and _OUT_OF_MONEY.search(said)
-    if status == 429 and _ONLY_BUSY.search(said):
+    out_of_money = status in (400, 403, 429) and _find(_OUT_OF_MONEY, said)
+    if status == 429 and _find(_ONLY_BUSY, said):
         out_of_money = False  # Model Studio says insufficient_quota of tokens a minute too
     if out_of_money or (status < 500 and status not in _RETRYABLE_4XX):
         advice = ADVICE[402] if out_of_money else ADVICE.get(status, "服务拒绝了请求，请检查 --base-url")
@@ -99,9 +92,17 @@ def retry_after(header: str | None, said: str = "") -> float | None:
             return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
         except (TypeError, ValueError):
             pass
-    if found := _WAIT.search(said):
-        return sum(float(number) * _unit_s(unit.lower()) for number, unit in _PART.findall(found[1] or found[2]))
+    if found := _find(_WAIT, said):
+        return sum(
+            float(number) * _unit_s(unit.lower())
+            for number, unit in re.findall(_PART, found[1] or found[2], re.IGNORECASE)
+        )
     return None
+
+
+def _find(pattern: str, said: str) -> re.Match | None:
+    """Compiled when a service refuses for the first time: most runs never need it."""
+    return re.search(pattern, said, re.IGNORECASE)
 
 
 def _unit_s(unit: str) -> float:
@@ -110,6 +111,7 @@ def _unit_s(unit: str) -> float:
 
 def cap_in(said: str) -> int | None:
     """The number of requests in flight that the body of a 429 names as the most, or None. What it says of time is none."""
-    said = _CODE.sub(" ", _WAIT.sub(" ", said))
-    found = next((match for pattern in _CAPS if (match := pattern.search(said))), None)
+    for pattern in (_WAIT, _CODE):
+        said = re.sub(pattern, " ", said, flags=re.IGNORECASE)
+    found = next((match for pattern in _CAPS if (match := _find(pattern, said))), None)
     return max(1, int(found[1])) if found else None
