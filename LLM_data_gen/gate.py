@@ -7,14 +7,15 @@
 Two ideas. The number in flight starts at 64 and trebles every round trip until the service is busy (429) for the first time;
 then it falls to what the service bears, rises by one a round trip, and falls by a third of the share of the round trip's
 requests that were refused: slow start, additive increase, multiplicative decrease as DCTCP has it (Alizadeh et al. 2010),
-which stays close under a cap, and is not driven to nothing by refusals that have nothing to do with the number. Failures in
-a row, from whichever topics, mean that the service is down and not that a request is bad: everyone waits, one probe at a
+which stays close under a cap. Some services refuse a share of all requests whatever their number: when refusals go on, half
+as many are let out for a while, and if as large a share is refused, only what is refused beyond it counts. Failures in a row, from whichever topics, mean that the service is down and not that a request is bad: everyone waits, one probe at a
 time goes out, and no topic pays a try for it.
 """
 
 import asyncio
 import collections
 import contextlib
+import dataclasses
 import random
 import time
 from collections.abc import Callable
@@ -30,8 +31,24 @@ _LONGEST_RETRY_S = 4
 _FIRST_PATIENCE_S = 30  # for a run that has had no answer at all: most likely a wrong address, so do not wait long
 
 
+_CHANCE = (0.05, 0.3)  # shares refused that may be chance: fewer do no harm, more are too many in any case
+_TRIAL_ANSWERS = 100
+_TRIAL_EVERY = 50  # round trips
+
+
 class Stopped(Exception):
     """The run is stopping: send nothing more."""
+
+
+@dataclasses.dataclass
+class _Trial:
+    """limit: before it; share: refused of those sent then, 0 until it is known. draining: those sent before are not answered yet."""
+
+    limit: float
+    share: float = 0.0
+    draining: bool = False
+    answers: int = 0
+    refused: int = 0
 
 
 class Gate:
@@ -45,6 +62,9 @@ class Gate:
         self._growing, self._burst = True, False  # no 429 so far; the round trip of the first ones
         self._paused_until = 0.0
         self._began, self._answers, self._refused, self._share, self._floor = 0.0, 0, 0, 0.0, 1.0  # of the round trip
+        self._chance = 0.0  # share that is refused whatever the number in flight
+        self._trial: _Trial | None = None
+        self._since_trial = _TRIAL_EVERY
         self._failing: set[int] = set()  # requests that failed since the last success of any
         self._probes = 0
         self._told_to_wait = 0.0
@@ -104,9 +124,9 @@ class Gate:
     async def rest(self, times: int) -> None:
         """The wait of a request that was refused as one too many: four times what an answer takes, the first of ``times``, then
         longer. It keeps its slot meanwhile, or the next one would take it and be refused in a millisecond; but for those of
-        the first burst, which were far too many.
+        the first burst, which were far too many, and of those refused by chance.
         """
-        kept = not self._burst
+        kept = not self._burst and (not self._chance or self._share > self._chance + _CHANCE[0])
         self._resting += kept
         seconds = min(4 * self._answer_s, self._retry_wait_s) if self._answer_s else self._retry_wait_s
         try:
@@ -174,9 +194,43 @@ class Gate:
         self._refused += busy
         if (not busy and sent_at > self._began) or self._answers > 2 * self.limit + 1:
             self._share = (self._share + self._refused / self._answers) / 2
-            if self._refused and not self._burst:
-                self.limit = max(1.0, self.limit * (1 - self._share / 3))
+            self._since_trial += 1
+            if self._trial:
+                self._go_on_with_trial(self._trial)
+            elif not self._burst:
+                self._lower()
             self._began, self._answers, self._refused, self._burst = time.monotonic(), 0, 0, False
+
+    def _lower(self) -> None:
+        if self._share < self._chance / 3:
+            self._chance = 0.0
+        if self._refused:
+            self.limit = max(1.0, self.limit * (1 - max(0.0, self._share - self._chance) / 3))
+        if self._share >= _CHANCE[0] and self.limit >= 8 and self._since_trial >= _TRIAL_EVERY:
+            self._trial = _Trial(self.limit)
+
+    def _go_on_with_trial(self, trial: "_Trial") -> None:
+        """Count enough answers as it is, then, once those sent before are answered, enough with half as many in flight."""
+        self.limit = trial.limit / 2 if trial.share else trial.limit
+        if trial.draining:
+            trial.draining = False
+            return
+        trial.answers, trial.refused = trial.answers + self._answers, trial.refused + self._refused
+        if trial.answers < _TRIAL_ANSWERS:
+            return
+        share = trial.refused / trial.answers
+        if not trial.share and _CHANCE[0] <= share <= _CHANCE[1]:
+            self._trial, self.limit = _Trial(trial.limit, share, draining=True), trial.limit / 2
+            return
+        self._trial, self._since_trial = None, 0
+        if not trial.share:
+            return
+        chance = share >= trial.share / 2
+        if chance and not self._chance:
+            self._say(f"提示：服务拒绝约 {(share + trial.share) / 2:.0%} 的请求（429），与并发数无关，不因此降低并发。")
+        self._chance = (share + trial.share) / 2 if chance else 0.0
+        self.limit = min(float(self._most), trial.limit if chance else trial.limit * (1 - trial.share))
+        self._wake(self.open_slots)
 
     def _give_up_after_long(self, now: float, reason: str, told_to_wait: float) -> None:
         """Raise UserError when the outage has outlasted our patience; waiting that we were told to do is not counted."""

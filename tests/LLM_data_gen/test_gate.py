@@ -1,8 +1,11 @@
 import asyncio
+import random
+import statistics
 import time
 
 import pytest
 
+from LLM_data_gen import gate as gate_module
 from LLM_data_gen.gate import Gate, Stopped
 from sft_data.errors import UserError
 
@@ -111,6 +114,52 @@ def test_busy_lowers_the_limit_by_a_third_of_the_share_refused_once_a_round_trip
     for _ in range(400):
         g.succeeded()
     assert g.limit == 40
+
+
+def round_trips(g, monkeypatch, refuses, n=400):
+    """The limit after each of ``n`` round trips with a service in which ``refuses(place in the round trip)``, and the share refused."""
+    now, refused, asked, limits = 0.0, 0, 0, []
+    monkeypatch.setattr(gate_module.time, "monotonic", lambda: now)
+    for _ in range(n):
+        now += 1.0
+        sent, g.in_flight = now, int(g.limit)
+        results = [refuses(place) for place in range(g.in_flight)]
+        for _ in range(sum(results)):  # these come at once
+            g.failed(1, "HTTP 429", sent, True, None)
+        now += 0.2
+        for _ in range(results.count(False)):
+            g.succeeded(sent)
+        refused, asked = refused + sum(results), asked + len(results)
+        limits.append(g.limit)
+    return limits, refused / asked
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2])
+def test_refusals_by_chance_do_not_lower_the_number(monkeypatch, share):
+    g, said = gate(limit=50)
+    rng = random.Random(1)
+    limits, _ = round_trips(g, monkeypatch, lambda _: rng.random() < share)
+    assert statistics.mean(limits[100:]) > 40
+    assert "与并发数无关" in said[0]
+
+
+def test_refusals_by_number_lower_it_to_the_cap(monkeypatch):
+    g, said = gate(limit=200)
+    limits, refused = round_trips(g, monkeypatch, lambda place: place >= 39)
+    assert 36 < statistics.mean(limits[50:]) < 43
+    assert refused < 0.1  # half as many when those who rest keep their slots
+    assert not said
+
+
+def test_a_cap_is_found_behind_chance_and_chance_that_ends_is_forgotten(monkeypatch):
+    g, said = gate(limit=200)
+    rng = random.Random(2)
+    limits, _ = round_trips(g, monkeypatch, lambda place: place >= 100 or rng.random() < 0.1)
+    assert 70 < statistics.mean(limits[100:]) < 130
+    assert said
+    limits, refused = round_trips(g, monkeypatch, lambda place: place >= 100)
+    assert 90 < statistics.mean(limits[50:]) < 110
+    assert refused < 0.05
 
 
 def test_a_cap_that_is_named_is_kept_for_good():
