@@ -175,7 +175,7 @@ class Client:
         url = self.teacher.base_url + path
         try:
             async with self._session.post(url, data=orjson.dumps(body), allow_redirects=False) as response:
-                await read_all(response.content, reply.feed if response.status == 200 else refusal.append)
+                await read_all(response, reply.feed if response.status == 200 else refusal.append)
             status, headers, cut = response.status, response.headers, None
         except asyncio.TimeoutError:
             status, headers, cut = 0, {}, f"超时（{self.settings.timeout_s:g} 秒没有收到任何内容）"

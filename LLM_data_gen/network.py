@@ -3,7 +3,7 @@
     from .network import aiohttp             imported in half the time
     certificates() -> ssl.SSLContext         what every TCPConnector that may speak https must be given
     run(coroutine)                           asyncio.run, on uvloop where there is one
-    await read_all(response.content, feed)   a stream to its end
+    await read_all(response, feed)           a stream to its end
     open_files(n) -> int                     how many files may be open
 
 On its import aiohttp reads the system's certificates twice, 70 ms each, whether or not https will be spoken (aiohttp.connector,
@@ -11,9 +11,11 @@ On its import aiohttp reads the system's certificates twice, 70 ms each, whether
 """
 
 import asyncio
+import contextlib
 import os
 import ssl
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 _FILE = "SSL_CERT_FILE"  # where OpenSSL looks, instead of in the system's place
@@ -29,7 +31,7 @@ finally:
 
 __all__ = ["aiohttp", "certificates", "open_files", "read_all", "run"]
 
-_LOOK_EVERY_S = 0.05  # at a stream
+_LONGEST_PAUSE_S = 0.2  # between two looks at a stream
 
 
 def certificates() -> ssl.SSLContext:
@@ -48,18 +50,37 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
     return uvloop.run(main)
 
 
-async def read_all(content: aiohttp.StreamReader, feed: Callable[[bytes], None]) -> None:
-    """Give what comes to ``feed``, also what had come when the connection broke. To be woken for each token of hundreds of
-    streams would keep a core busy, so after a look there is none for a while.
+async def read_all(response: aiohttp.ClientResponse, feed: Callable[[bytes], None]) -> None:
+    """Give what comes to ``feed``, also what had come when the connection broke.
+
+    To be woken for each token of hundreds of streams would keep a core busy. So after a look nothing is read for a while:
+    the longer a stream takes, the longer, and none ends more than a fiftieth later for it.
     """
+    content, started = response.content, time.monotonic()
     try:
         while not content.at_eof():
             feed(await content.readany())
             if not content.is_eof():
-                await asyncio.sleep(_LOOK_EVERY_S)
+                with _not_reading(response.connection):
+                    await asyncio.sleep(min((time.monotonic() - started) / 50, _LONGEST_PAUSE_S))
     except (aiohttp.ClientError, asyncio.TimeoutError):
         feed(b"".join(content._buffer))  # no public method gives it once the connection is broken
         raise
+
+
+@contextlib.contextmanager
+def _not_reading(connection: aiohttp.connector.Connection | None) -> Iterator[None]:
+    """Leave what comes to the system, which puts it together."""
+    transport = connection and connection.transport
+    if not transport or transport.is_closing():
+        yield
+        return
+    transport.pause_reading()
+    try:
+        yield
+    finally:
+        if not transport.is_closing():
+            transport.resume_reading()
 
 
 def open_files(n: int) -> int:

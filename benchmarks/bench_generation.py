@@ -93,6 +93,18 @@ def speed(args: argparse.Namespace, folder: Path) -> Iterator[Outcome]:
         )
 
 
+def streams(args: argparse.Namespace, folder: Path) -> Iterator[Outcome]:
+    """逐词流式：64 个流同时，每个想 12,000 字再答，各分 1,500 段，逐段到."""
+    n, pieces = 64, 1500
+    plan = {"reasoning": "想一想再说，" * 2000, "pieces": pieces, "piece_delay_s": 0.01}
+    with FaultServer(lambda *_: plan) as server:
+        job = Job(folder, server.url, names(n), concurrency=n, flags=["--mode", "reasoner"], script=args.script)
+        done, lost = job.run(), job.lost()
+    each_us = done.cpu_s / (n * pieces * 2) * 1e6
+    measured = f"没凑齐 {lost} 个，每段 {each_us:.0f} 微秒 CPU，峰值 {done.peak_mb:.0f} MB，{done.wall_s:.0f} 秒"
+    yield f"{n} 个流，每个 {pieces * 2:,} 段", measured, "不丢", not lost and done.status == 0
+
+
 def bad_day(args: argparse.Namespace, folder: Path) -> Iterator[Outcome]:
     """故障：10 % 429，5 % 500，3 % 断线，5 % 内容损坏."""
     for seed in range(args.seed, args.seed + args.repeats):
@@ -249,6 +261,7 @@ def wait_until(condition: Callable[[], bool], limit_s: float = 30) -> None:
 
 CASES = {
     "a": speed, "b": bad_day, "c": killed, "d": refused, "e": outage, "f": capped, "g": slow, "h": disk,
+    "i": streams,
 }  # fmt: skip
 
 if __name__ == "__main__":

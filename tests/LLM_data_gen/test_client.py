@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from LLM_data_gen import network
 from LLM_data_gen.client import Client, Settings, TriesUsedUp
 from LLM_data_gen.prompt import build_messages
 from LLM_data_gen.settings import Teacher
@@ -16,10 +17,10 @@ FaultServer, completion = faults["FaultServer"], faults["completion"]
 KEY = "sk-test-0123456789"
 
 
-def ask(server, thinking=None, **settings):
+def ask(server, thinking=None, run=asyncio.run, **settings):
     """Ask once; return (answer or exception, the client's usage)."""
 
-    async def run():
+    async def once():
         teacher = Teacher(server.url, "model-x", thinking, KEY)
         async with Client(teacher, Settings(**{"retry_wait_s": 0.01, **settings}), lambda message: None) as client:
             try:
@@ -27,7 +28,7 @@ def ask(server, thinking=None, **settings):
             except (UserError, TriesUsedUp) as error:
                 return error, client.usage
 
-    return asyncio.run(run())
+    return run(once())
 
 
 def test_what_is_sent_and_what_is_read():
@@ -131,13 +132,14 @@ def test_silence_is_a_timeout_and_a_long_answer_with_signs_of_life_is_not():
     assert (usage.requests, answer.complete) == (1, True)
 
 
-def test_an_answer_that_breaks_off_is_returned_with_what_had_come():
+@pytest.mark.parametrize("run", [asyncio.run, network.run])
+def test_an_answer_that_breaks_off_is_returned_with_what_had_come(run):
     """All of it, also what came just before the break, when nobody was looking."""
     texts = set()
     for how in ({}, {"piece_delay_s": 0.004}, {"piece_delay_s": 0.03}):
         for fault in ({"drop_after": 6}, {"stall_after": 6}):
             with FaultServer(lambda *_, fault=fault | how: fault) as server:
-                answer, usage = ask(server, timeout_s=0.3)
+                answer, usage = ask(server, run=run, timeout_s=0.3)
             assert not answer.complete
             assert answer.text.startswith("[{")
             assert (usage.requests, usage.answers, usage.broken) == (1, 1, 1)

@@ -22,7 +22,7 @@ def authority(tmp_path):
     authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(tls)
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    with FaultServer(tls=tls) as server:
+    with FaultServer(lambda *_: {"pieces": 9, "piece_delay_s": 0.02}, tls=tls) as server:
         yield tmp_path / "ca.pem", server
 
 
