@@ -1,6 +1,6 @@
 """Try gen_SFT_data.py on a provider's good and bad days; print a Markdown table of what was measured and promised.
 
-    python benchmarks/bench_generation.py                   all cases, about 10 minutes
+    python benchmarks/bench_generation.py                   all cases, about 15 minutes
     python benchmarks/bench_generation.py --cases a,b,f     some; --help names them
 
 Whole processes against a local server on real sockets (tests/LLM_data_gen/fault_server.py). Exits 1 when a promise is
@@ -246,6 +246,19 @@ def disk(args: argparse.Namespace, folder: Path) -> Iterator[Outcome]:
         yield from case(folder / case.__name__, args.script)
 
 
+def by_chance(args: argparse.Namespace, folder: Path) -> Iterator[Outcome]:
+    """429 的由来：随机拒绝，上限，每秒的配额，两样一起."""
+    import benchmarks.generation_refusals as services
+
+    for name, plan, cap, concurrency, topics in services.services():
+        with FaultServer(plan, latency_s=LATENCY_S, cap=cap) as server:
+            job = Job(folder / f"{name} {concurrency}", server.url, names(topics), concurrency=concurrency, script=args.script)
+            done, lost = job.run(), job.lost()
+            each = len(server.asked) / topics
+        measured = f"{done.wall_s:.1f} 秒，每个主题 {each:.3f} 次请求，没凑齐 {lost}"
+        yield f"{name}；{topics:,} 主题，并发 {concurrency}", measured, "不丢", not lost and done.status == 0
+
+
 def time_a_loop() -> float:
     """Return the CPU milliseconds of a fixed piece of work: on a shared machine the same code takes twice as long at times."""
     started = time.process_time()
@@ -261,7 +274,7 @@ def wait_until(condition: Callable[[], bool], limit_s: float = 30) -> None:
 
 CASES = {
     "a": speed, "b": bad_day, "c": killed, "d": refused, "e": outage, "f": capped, "g": slow, "h": disk,
-    "i": streams,
+    "i": streams, "j": by_chance,
 }  # fmt: skip
 
 if __name__ == "__main__":
