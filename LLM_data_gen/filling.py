@@ -77,8 +77,12 @@ class Run:
                 n_workers = min(settings.max_concurrency + AT_ONCE, len(todo))
                 workers = [asyncio.create_task(worker()) for _ in range(n_workers)]
                 asyncio.get_running_loop().call_later(_ON_THEIR_WAY_S, _get_ready)
-                with self._signals(workers):
-                    await finish(workers, client.gate, self._say_stopping)
+                try:
+                    with self._signals(workers):
+                        await finish(workers, client.gate, self._say_stopping)
+                finally:
+                    while self._arrived:  # of workers that were interrupted
+                        self._take_arrived()
 
     def _say_stopping(self) -> None:
         self.say(f"停止：不再发新请求，等在途的 {self._client.gate.in_flight} 个收尾，最多 {GRACE_S} 秒。")

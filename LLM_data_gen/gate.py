@@ -8,8 +8,9 @@ Two ideas. The number in flight starts at 64 and trebles every round trip until 
 then it falls to what the service bears, rises by one a round trip, and falls by a third of the share of the round trip's
 requests that were refused: slow start, additive increase, multiplicative decrease as DCTCP has it (Alizadeh et al. 2010),
 which stays close under a cap. Some services refuse a share of all requests whatever their number: when refusals go on, half
-as many are let out for a while, and if as large a share is refused, only what is refused beyond it counts. Failures in a row, from whichever topics, mean that the service is down and not that a request is bad: everyone waits, one probe at a
-time goes out, and no topic pays a try for it.
+as many are let out for a while, and if about as large a share of them is refused, only what is refused beyond it counts.
+Failures in a row, from whichever topics, mean that the service is down and not that a request is bad: everyone waits, one
+probe at a time goes out, and no topic pays a try for it.
 """
 
 import asyncio
@@ -29,11 +30,10 @@ _LONGEST_PAUSE_S = 30
 _LONGEST_REST_S = 8
 _LONGEST_RETRY_S = 4
 _FIRST_PATIENCE_S = 30  # for a run that has had no answer at all: most likely a wrong address, so do not wait long
-
-
 _CHANCE = (0.05, 0.3)  # shares refused that may be chance: fewer do no harm, more are too many in any case
 _TRIAL_ANSWERS = 100
 _TRIAL_EVERY = 50  # round trips
+_FEWEST_TRIED = 8  # in flight: of fewer there is no half to speak of
 
 
 class Stopped(Exception):
@@ -206,12 +206,12 @@ class Gate:
             self._chance = 0.0
         if self._refused:
             self.limit = max(1.0, self.limit * (1 - max(0.0, self._share - self._chance) / 3))
-        if self._share >= _CHANCE[0] and self.limit >= 8 and self._since_trial >= _TRIAL_EVERY:
+        if self._share >= _CHANCE[0] and self.limit >= _FEWEST_TRIED and self._since_trial >= _TRIAL_EVERY:
             self._trial = _Trial(self.limit)
 
     def _go_on_with_trial(self, trial: "_Trial") -> None:
         """Count enough answers as it is, then, once those sent before are answered, enough with half as many in flight."""
-        self.limit = trial.limit / 2 if trial.share else trial.limit
+        self.limit = min(float(self._most), trial.limit / 2 if trial.share else trial.limit)
         if trial.draining:
             trial.draining = False
             return
@@ -220,7 +220,8 @@ class Gate:
             return
         share = trial.refused / trial.answers
         if not trial.share and _CHANCE[0] <= share <= _CHANCE[1]:
-            self._trial, self.limit = _Trial(trial.limit, share, draining=True), trial.limit / 2
+            self._trial = _Trial(trial.limit, share, draining=True)
+            self.limit = min(self.limit, trial.limit / 2)
             return
         self._trial, self._since_trial = None, 0
         if not trial.share:

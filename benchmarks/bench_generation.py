@@ -252,7 +252,9 @@ def by_chance(args: argparse.Namespace, folder: Path) -> Iterator[Outcome]:
 
     for name, plan, cap, concurrency, topics in services.services():
         with FaultServer(plan, latency_s=LATENCY_S, cap=cap) as server:
-            job = Job(folder / f"{name} {concurrency}", server.url, names(topics), concurrency=concurrency, script=args.script)
+            job = Job(
+                folder / f"{name} {concurrency}", server.url, names(topics), concurrency=concurrency, script=args.script
+            )
             done, lost = job.run(), job.lost()
             each = len(server.asked) / topics
         measured = f"{done.wall_s:.1f} 秒，每个主题 {each:.3f} 次请求，没凑齐 {lost}"

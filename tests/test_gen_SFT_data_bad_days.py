@@ -1,10 +1,12 @@
 """gen_SFT_data.py on a provider's bad days, killed, interrupted and started twice; a real server on real sockets."""
 
 import json
+import os
 import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -131,10 +133,10 @@ def start(folder, server, topics, **flags):
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for_rows(folder, rows):
+def wait_for_rows(folder, rows, name="o.jsonl"):
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        if (folder / "o.jsonl").exists() and (folder / "o.jsonl").read_bytes().count(b"\n") >= rows:
+        if (folder / name).exists() and (folder / name).read_bytes().count(b"\n") >= rows:
             return
         time.sleep(0.005)
     raise AssertionError("no rows came")
@@ -189,6 +191,19 @@ def test_ctrl_c_waits_for_the_answers_in_flight(folder):
     assert "已付费" in output
     entries = (folder / "o_journal.jsonl").read_bytes().count(b"\n")
     assert entries == len(server.asked) == len(rows_by_topic(folder))
+
+
+def test_ctrl_c_takes_the_answers_that_wait_to_be_looked_at(folder, monkeypatch):
+    monkeypatch.setattr("LLM_data_gen.filling._GATHER_S", 60)
+
+    def interrupt():
+        wait_for_rows(folder, 3, "o_journal.jsonl")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with FaultServer() as server:
+        threading.Thread(target=interrupt).start()
+        assert run(folder, server, names(3)) == 130
+    assert rows_by_topic(folder) == dict.fromkeys(names(3), 2)
 
 
 def test_two_runs_on_one_output_refuse_each_other(folder, capsys):
