@@ -98,6 +98,16 @@ class Job:
         return sum(by_topic[topic] != self.n for topic in self.topics)
 
 
+def floor(job: Job) -> Run:
+    """The same requests, answers thrown away: what aiohttp alone costs here and now."""
+    said = job.folder / "floor.txt"
+    command = [sys.executable, str(ROOT / "benchmarks/generation_floor.py"), job.url]
+    command += ["--topics", str(len(job.topics)), "--concurrency", str(job.concurrency)]
+    with said.open("wb") as file:
+        process = start(command, file)
+    return finish(process, said)
+
+
 def start(command: list[str], said: Any, **popen: Any) -> subprocess.Popen:
     environment = {**os.environ, "OPENAI_API_KEY": "sk-benchmark-0123456789"}
     process = subprocess.Popen(command, stdout=said, stderr=said, env=environment, **popen)

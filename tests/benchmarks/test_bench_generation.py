@@ -33,6 +33,13 @@ def test_a_run_is_measured_and_its_errors_found(tmp_path):
     assert job.run().status == 2
 
 
+def test_the_floor_sends_the_same_requests(tmp_path):
+    with FaultServer() as server:
+        job = Job(tmp_path, server.url, names(5))
+        assert generation_runs.floor(job).status == 0
+        assert sorted(server.asked) == [(topic, 6) for topic in job.topics]
+
+
 def test_a_run_that_hangs_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(generation_runs, "PATIENCE_S", 1.0)
     with FaultServer(lambda *_: {"delay_s": 60}) as server:
