@@ -1,7 +1,8 @@
 """What goes over the wire: OpenAI's chat requests and the old Firefly service's, read strictly; answers and errors.
 
-Bad values become an ApiError with OpenAI's error body and a sentence in Chinese. Fields that are not known are let pass
-and have no effect (tools, logprobs, response_format, presence_penalty and the like).
+Bad values become an ApiError with OpenAI's error body and a sentence in Chinese, and so do fields that ask for what is not
+here (tools, logprobs, JSON mode, ...): an answer that looks as if they had been heeded would mislead. Other fields that are
+not known are let pass and have no effect.
 """
 
 import json
@@ -12,6 +13,18 @@ from typing import Any
 
 from .inference import ROLES
 from .session import Sampling
+
+# field -> what to do instead; harmless when it asks for nothing: null, 0, false, [], {}, {"type": "text"}
+_NOT_HERE = {
+    "tools": "请去掉它，工具的用法可以写进 messages",
+    "functions": "请去掉它，函数的用法可以写进 messages",
+    "response_format": "请去掉它，在提问里说明要 JSON",
+    "logprobs": "请去掉它",
+    "top_logprobs": "请去掉它",
+    "logit_bias": "请去掉它",
+    "presence_penalty": "请去掉它或设为 0，可用 repetition_penalty",
+    "frequency_penalty": "请去掉它或设为 0，可用 repetition_penalty",
+}
 
 
 class ApiError(Exception):
@@ -69,6 +82,9 @@ def parse_chat(body: dict, defaults: Sampling, names: tuple[str, ...], context: 
     model = _take(body, "model", str)
     if model is not None and model not in names:
         raise ApiError(404, f"没有模型 {model[:80]!r}，有的是：{'、'.join(names)}。", "model", "model_not_found")
+    for name, instead in _NOT_HERE.items():
+        if body.get(name) and body[name] != {"type": "text"}:
+            raise ApiError(400, f"这个服务没有 {name} 这一项；{instead}。", name, "unsupported_parameter")
     if _number(body, "n", int, 1, None) not in (None, 1):
         raise ApiError(400, "n 只能是 1：一次请求给一个回答，请分几次问。", "n", "invalid_value")
     options = _take(body, "stream_options", dict) or {}

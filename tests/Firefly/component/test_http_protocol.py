@@ -25,6 +25,16 @@ def test_only_what_is_given_changes():
     assert chat(max_tokens=CONTEXT).sampling.max_new_tokens == CONTEXT, "cut to what the prompt leaves when it starts"
 
 
+def test_what_is_not_here_is_refused_unless_it_asks_for_nothing():
+    nothing = {"tools": [], "response_format": {"type": "text"}, "logprobs": False, "top_logprobs": 0, "logit_bias": {}}
+    assert chat(**nothing, functions=None, presence_penalty=0.0, frequency_penalty=0).sampling == DEFAULTS
+    asked = {"tools": [{"type": "function"}], "response_format": {"type": "json_object"}, "logprobs": True}
+    for name, value in {**asked, "presence_penalty": -0.5, "logit_bias": {"5": 1}}.items():
+        with pytest.raises(ApiError, match=f"没有 {name} 这一项；请去掉") as caught:
+            chat(**{name: value})
+        assert (caught.value.status, caught.value.param) == (400, name)
+
+
 def test_content_parts_developer_role_and_stop():
     parts = [{"type": "text", "text": "你"}, {"type": "text", "text": "好"}]
     asked = chat(messages=[{"role": "developer", "content": "简短"}, {"role": "user", "content": parts}], stop="。")
