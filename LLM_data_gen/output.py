@@ -38,7 +38,7 @@ class Output:
         self.path, self.near_dup = path, near_dup
         self.questions: dict[str, list[str]] = defaultdict(list)
         self.fingerprints: set[int] = set()
-        self.seen = Seen()  # with lines that have no topic, from elsewhere: kept, and never written twice
+        self.seen = Seen()  # counts lines that have no topic, from elsewhere, too: kept, and never written twice
         self._file = file
 
     @functools.cached_property

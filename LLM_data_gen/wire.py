@@ -152,12 +152,14 @@ class Completion:
                 self._error, self._failed = event, True
                 return
             self._usage = event.get("usage") or self._usage
-            for choice in event.get("choices") or ():
+            choices = event.get("choices")
+            for choice in choices if isinstance(choices, list) else ():
                 if isinstance(choice, dict) and not choice.get("index"):  # else a second choice nobody asked for
                     self._take(choice)
 
     def _take(self, choice: dict[str, Any]) -> None:
-        delta = choice.get("delta") or choice.get("message") or {}
+        delta = choice.get("delta") or choice.get("message")
+        delta = delta if isinstance(delta, dict) else {}
         if piece := delta.get("content"):
             self._content.append(piece if isinstance(piece, str) else _text(piece))
         if piece := _reasoning(delta):

@@ -97,6 +97,12 @@ PARTS = [{"type": "text", "text": "你"}, {"type": "image"}, {"type": "text", "t
         b"\xef\xbb\xbf" + json.dumps({"choices": [{"message": {"content": PARTS}, "finish_reason": "stop"}]}).encode(),
         events(delta(content=PARTS, finish="stop")),
         events({"choices": None}, {"choices": [None]}, delta(content="你好", finish="stop")),
+        events(
+            {"choices": 5, "usage": "none"},
+            {"choices": {"0": 1}},
+            {"choices": [{"delta": "x"}, {"delta": [1]}]},
+            delta(content="你好", finish="stop"),
+        ),
         events(delta(content="你好", finish="stop"), {"choices": [{"index": 1, "delta": {"content": "另一个"}}]}),
         events(delta(content="你好", finish="stop")).replace(b": [", b": \r\ndata: ["),
         events(delta(content="你好"), delta(finish="stop")).replace(b"\n\n", b"\r\r"),
@@ -105,7 +111,17 @@ PARTS = [{"type": "text", "text": "你"}, {"type": "image"}, {"type": "text", "t
             b'{"choices": [{"delta": {"content": "\xe5\xa5\xbd"}, "finish_reason": "stop"}], "id": "\xff"}',
         ),
     ],
-    ids=["bom", "bom json", "parts", "null choices", "second choice", "lines of one event", "CR", "no UTF-8"],
+    ids=[
+        "bom",
+        "bom json",
+        "parts",
+        "null choices",
+        "odd types",
+        "second choice",
+        "lines of one event",
+        "CR",
+        "no UTF-8",
+    ],
 )
 def test_odd_forms_of_an_answer(raw):
     answer = read_reply(raw)
