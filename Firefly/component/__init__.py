@@ -8,7 +8,7 @@ training    trainer attention loss evenly speed dpo
 watching    callbacks monitor watch curves samples evaluation finite
 saving      saving manifest exact resume reshard lock
 estimate    estimate simulate cards advice report
-merging     merge merge_check qlora_merge; exports: gguf_export gguf_vocab modelfile
+merging     adapter merge merge_check qlora_merge; exports: gguf_export gguf_vocab modelfile
 inference   inference session generate serving client results rows; http_api http_batch http_stream http_protocol http_guard listening; web web_models
 evaluation  eval_folder eval_records eval_measure eval_losses heldout bootstrap scores leakage; eval_text eval_plots eval_page
 judging     judging judge_client binomial script_io; lm-eval: lm_eval_run lm_eval_data lm_eval_report

@@ -1,6 +1,5 @@
 """Put an adapter on the base it was trained for, and merge it in: one layer at a time, summed in float32, rounded once."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,48 +8,7 @@ import torch
 
 from .checkpoint import load_causal_lm
 from .errors import UserError
-from .resolve import read_json
 from .vocabulary import fit_vocabulary
-
-FIREFLY = Path(__file__).resolve().parents[1]
-
-
-def read_adapter_config(adapter: Path) -> dict[str, Any]:
-    """adapter_config.json of the folder; UserError says what the folder is instead, and what to do."""
-    if not adapter.is_dir():
-        raise UserError(f"{adapter}：适配器目录不存在，请检查 --adapter。")
-    if not (adapter / "adapter_config.json").exists():
-        if (adapter / "config.json").exists():
-            raise UserError(f"{adapter}：这是完整模型（全参数训练的结果），不需要合并，直接用它推理或接着训练即可。")
-        inside = sorted(path.parent.name for path in adapter.glob("*/adapter_config.json"))
-        hint = f"，其中的适配器在 {'、'.join(inside)}，请给出其中一个" if inside else "，请检查 --adapter"
-        raise UserError(f"{adapter}：没有 adapter_config.json{hint}。")
-    if not any((adapter / name).exists() for name in ("adapter_model.safetensors", "adapter_model.bin")):
-        raise UserError(
-            f"{adapter}：没有适配器权重 adapter_model.safetensors，训练可能没有保存完，请换一个 checkpoint。"
-        )
-    return read_json(adapter / "adapter_config.json")
-
-
-def find_base(adapter: Path, adapter_config: dict[str, Any]) -> str:
-    """The base that the adapter names. Training runs inside Firefly/, so a relative path may start there."""
-    name = adapter_config.get("base_model_name_or_path")
-    if not name:
-        raise UserError(f"{adapter}/adapter_config.json：没有 base_model_name_or_path，请用 --base 给出底座模型。")
-    if not Path(name).is_dir() and (FIREFLY / name).is_dir():
-        return str(FIREFLY / name)
-    return name
-
-
-def read_training(adapter: Path) -> dict[str, Any]:
-    """The run's train_args.json, from the adapter's folder or (for checkpoint-N) the one above; {} when there is none."""
-    for folder in (adapter, adapter.resolve().parent):
-        try:
-            values = json.loads((folder / "train_args.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return values if isinstance(values, dict) else {}
-    return {}
 
 
 def load_base(base_name: str, dtype: str) -> Any:

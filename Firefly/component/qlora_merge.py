@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .adapter import FIREFLY
 from .checkpoint import keep_nf4_readable, load_causal_lm, nf4_config
 from .errors import UserError
-from .merge import FIREFLY
 from .merge_check import greedy_answers
 from .prompt import IGNORE_INDEX, Messages, encode_conversations
 

@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .adapter import find_base
 from .errors import UserError
 from .inference import DEFAULT_MAX_NEW_TOKENS, Completion, Request
 from .minicpm import is_minicpm
 from .prompt import encode_prompt
 from .resolve import read_json, resolve_model
-
-FIREFLY = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def open_session(args: Namespace) -> Session:
     if not name:
         if not adapters:
             raise UserError("没有给出模型：请用 --model 指定模型文件夹或 hub 名称，或用 --adapter 指定适配器。")
-        name = find_base(next(iter(adapters.values())))
+        name = find_base(next(iter(adapters.values())), "--model")
     for adapter in adapters.values():
         say_if_other_base(adapter, name)
     model_dir = resolve_model(name)
@@ -165,19 +164,6 @@ def only_adapter(session: Session) -> Path | None:
             f"给了 {len(session.adapters)} 个 --adapter；直接推理只用一个，多个请用 vLLM 或 SGLang 的 --serve。"
         )
     return next(iter(session.adapters.values()), None)
-
-
-def find_base(adapter: Path) -> str:
-    """The base that an adapter names. A relative path counts from here or, as the trainer writes it, from Firefly/."""
-    base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
-    if not base:
-        raise UserError(f"{adapter}/adapter_config.json：没有记录基座，请用 --model 给出基座模型。")
-    for folder in (Path(base), FIREFLY / base):
-        if folder.is_dir():
-            return str(folder)
-    if base.startswith((".", "/", "~")):
-        raise UserError(f"{adapter}/adapter_config.json：记录的基座 {base} 不在了，请用 --model 给出基座模型。")
-    return base
 
 
 def say_if_other_base(adapter: Path, base: str) -> None:

@@ -49,16 +49,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     check_flags(args)
+    from component.adapter import find_base, read_adapter_config, read_training
+
+    adapter, out = Path(args.adapter), Path(args.out)
+    args.adapter_config = read_adapter_config(adapter)
+    args.base = args.base or find_base(adapter, "--base")
+    check_out(out, adapter, args.base, args.overwrite)
     import torch
     from component.checkpoint import load_tokenizer
-    from component.merge import find_base, read_adapter_config, read_training
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    adapter, out = Path(args.adapter), Path(args.out)
-    args.adapter_config = read_adapter_config(adapter)
-    args.base = args.base or find_base(adapter, args.adapter_config)
-    check_out(out, adapter, args.base, args.overwrite)
     args.device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     args.training = read_training(adapter)
     args.tokenizer = load_tokenizer(adapter if (adapter / "tokenizer_config.json").exists() else args.base)

@@ -17,7 +17,7 @@ from Firefly.component.inference import (
     read_requests,
 )
 from Firefly.component.results import answer_all, chat
-from Firefly.component.session import choose_sampling, find_base, parse_adapters
+from Firefly.component.session import choose_sampling, parse_adapters
 
 
 def lines(*rows) -> str:
@@ -222,5 +222,3 @@ def test_adapters_are_named_and_checked(tmp_path):
     assert parse_adapters([str(folder), f"style={folder}"]) == {"lora": folder, "style": folder}
     with pytest.raises(UserError, match="用了两次"):
         parse_adapters([str(folder), str(folder)])
-    with pytest.raises(UserError, match="基座 ../gone 不在了"):
-        find_base(folder)
