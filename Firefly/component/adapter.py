@@ -1,8 +1,8 @@
 """What lies in an adapter's folder, read before torch is imported: a wrong path is said at once.
 
-    read_adapter_config(adapter) -> dict
-    find_base(adapter, flag) -> str           a folder, or a name on a hub
-    read_training(adapter) -> dict            the run's train_args.json
+read_adapter_config(adapter) -> dict
+find_base(adapter, flag) -> str           a folder, or a name on a hub
+read_training(adapter) -> dict            the run's train_args.json
 """
 
 import json
