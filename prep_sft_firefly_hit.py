@@ -30,6 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
         description="清洗、去重、按比例混合 HIT 数据与开源数据，写成一个 HIT ChatML JSONL，并写统计 *_dataset_info.json。",
         epilog="同样的输入和参数得到逐字节相同的输出，与进程数无关。中断或失败时，原有的文件不变。",
     )
+    for add in (_add_files, _add_mix, _add_gates, _add_dedup, _add_look, _add_run):
+        add(parser)
+    return parser
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("输入与输出（.json .jsonl .gz .zst .parquet，可用 s3:// 一类地址）")
     files.add_argument(
         "--firefly-json", metavar="FILE", help="开源数据：JSON 数组或 JSONL；可用 shards/*.jsonl 一类模式"
@@ -44,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument("--stream-json", action="store_true", help="为兼容旧命令保留：现在总是流式读取")
     files.add_argument("--skip-bad", action="store_true", help="跳过无法读取的记录并计数（默认：报出位置，退出码 2）")
 
+
+def _add_mix(parser: argparse.ArgumentParser) -> None:
     mix = parser.add_argument_group("混合")
     mix.add_argument("--total", type=int, metavar="N", help="总条数（默认：清洗后的全部，此时不按比例）")
     mix.add_argument("--hit-ratio", type=float, default=0.5, metavar="R", help="HIT 占比 0~1（默认 %(default)s）")
@@ -57,6 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
                      help="先按来源分出这么多条（或这个比例）到 OUT 同名的 _eval 文件，与它们近似的不参加训练")  # fmt: skip
     mix.add_argument("--seed", type=int, default=42, help="抽样与打乱的种子（默认 %(default)s）")
 
+
+def _add_gates(parser: argparse.ArgumentParser) -> None:
     gates = parser.add_argument_group("过滤")
     gates.add_argument("--min-chinese-ratio", type=float, default=0.6, metavar="R", help="中文字占比下限（默认 0.6）")
     for short, name, low, high in (("ins", "指令", 20, 200), ("inp", "输入", 20, 300), ("out", "回答", 80, 1200)):
@@ -69,6 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
     pii.add_argument("--redact-pii", action="store_true", help="不丢弃，而是换成 [手机号]、[邮箱] 一类占位符")
     gates.add_argument("--no-filter", action="store_true", help="不过滤（空记录除外）")
 
+
+def _add_dedup(parser: argparse.ArgumentParser) -> None:
     dedup = parser.add_argument_group("去重")
     dedup.add_argument("--near-dup", action="store_true", help="近似去重，用推荐的方法与阈值（docs/NEAR_DUP.md）")
     dedup.add_argument(
@@ -82,6 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help="比什么：相邻两字（默认）、jieba 的词、整个分句（旧版的做法）")  # fmt: skip
     dedup.add_argument("--no-dedup", action="store_true", help="完全不去重")
 
+
+def _add_look(parser: argparse.ArgumentParser) -> None:
     look = parser.add_argument_group("检查与报告")
     look.add_argument("--check", action="store_true", help="只检查全部输入，不写数据：哪一行、哪个字段、怎么改")
     look.add_argument("--check-out", metavar="FILE", help="全部问题写到这里（默认：OUT 同名的 _check.jsonl）")
@@ -93,6 +107,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--tokenizer", metavar="DIR", help="报告里按这个分词器统计 token 数：模型目录、tokenizer.json 或模型名"
     )
 
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("运行")
     how.add_argument("--workers", type=int, metavar="N", help="进程数（默认：全部核）")
     how.add_argument(
@@ -100,7 +116,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--address", metavar="ADDR", default="auto", help="Ray 集群的地址（默认 %(default)s）")
     how.add_argument("--log", default="INFO", metavar="LEVEL", help="DEBUG、INFO、WARNING 或 ERROR（默认 INFO）")
-    return parser
 
 
 @exit_cleanly

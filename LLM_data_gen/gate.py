@@ -226,10 +226,10 @@ class Gate:
         self._trial, self._since_trial = None, 0
         if not trial.share:
             return
-        chance = share >= trial.share / 2
+        chance = (share + trial.share) / 2 if share >= trial.share / 2 else 0.0
         if chance and not self._chance:
-            self._say(f"提示：服务拒绝约 {(share + trial.share) / 2:.0%} 的请求（429），与并发数无关，不因此降低并发。")
-        self._chance = (share + trial.share) / 2 if chance else 0.0
+            self._say(f"提示：服务拒绝约 {chance:.0%} 的请求（429），与并发数无关，不因此降低并发。")
+        self._chance = chance
         self.limit = min(float(self._most), trial.limit if chance else trial.limit * (1 - trial.share))
         self._wake(self.open_slots)
 

@@ -101,8 +101,8 @@ class Job:
 def floor(job: Job) -> Run:
     """The same requests, answers thrown away: what aiohttp alone costs here and now."""
     said = job.folder / "floor.txt"
-    command = [sys.executable, str(ROOT / "benchmarks/generation_floor.py"), job.url]
-    command += ["--topics", str(len(job.topics)), "--concurrency", str(job.concurrency)]
+    command = [sys.executable, str(ROOT / "benchmarks/generation_floor.py"), job.url, str(job.folder / "topics.txt")]
+    command += ["--concurrency", str(job.concurrency)]
     with said.open("wb") as file:
         process = start(command, file)
     return finish(process, said)

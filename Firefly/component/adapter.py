@@ -1,5 +1,6 @@
 """What lies in an adapter's folder, read before torch is imported: a wrong path is said at once.
 
+has_weights(adapter) -> bool
 read_adapter_config(adapter) -> dict
 find_base(adapter, flag) -> str           a folder, or a name on a hub
 read_training(adapter) -> dict            the run's train_args.json
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .resolve import read_json
+from .resolve import FIREFLY, read_json
 
-FIREFLY = Path(__file__).resolve().parents[1]
+
+def has_weights(adapter: Path) -> bool:
+    return any((adapter / name).exists() for name in ("adapter_model.safetensors", "adapter_model.bin"))
 
 
 def read_adapter_config(adapter: Path) -> dict[str, Any]:
@@ -25,7 +28,7 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
         inside = sorted(path.parent.name for path in adapter.glob("*/adapter_config.json"))
         hint = f"，其中的适配器在 {'、'.join(inside)}，请给出其中一个" if inside else "，请检查 --adapter"
         raise UserError(f"{adapter}：没有 adapter_config.json{hint}。")
-    if not any((adapter / name).exists() for name in ("adapter_model.safetensors", "adapter_model.bin")):
+    if not has_weights(adapter):
         raise UserError(
             f"{adapter}：没有适配器权重 adapter_model.safetensors，训练可能没有保存完，请换一个 checkpoint。"
         )

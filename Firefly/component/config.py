@@ -14,9 +14,9 @@ from typing import Any
 from .argument import CustomizedArguments
 from .errors import UserError
 from .keys import check_type, from_text, key_kinds
+from .resolve import FIREFLY
 from .translate import REFUSED, translate_llamafactory, translate_old_keys
 
-FIREFLY = Path(__file__).resolve().parents[1]
 CHOICES = {f.name: f.metadata["choices"] for f in fields(CustomizedArguments) if "choices" in f.metadata}
 REQUIRED = ("train_file", "model_name_or_path", "output_dir")
 POSITIVE = (

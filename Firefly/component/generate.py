@@ -133,6 +133,10 @@ def _seeds(session: Session, requests: list[Request]) -> list[int]:
     return [session.sampling.seed + request.index for request in requests]
 
 
+def _pad_id(session: Session) -> int:
+    return session.tokenizer.pad_token_id or session.stop_ids[0]
+
+
 @torch.inference_mode()
 def generate_batch(model: Any, session: Session, requests: list[Request]) -> list[Completion]:
     """Answer ``requests`` together, padded on the left; one Completion each, in the same order.
@@ -141,7 +145,7 @@ def generate_batch(model: Any, session: Session, requests: list[Request]) -> lis
     longest answer, half of all the work where answers have many lengths.
     """
     prompts = [session.encode(request) for request in requests]
-    input_ids, mask = _padded_left(prompts, session.tokenizer.pad_token_id or session.stop_ids[0], model.device)
+    input_ids, mask = _padded_left(prompts, _pad_id(session), model.device)
     rooms, new = [session.room(len(prompt)) for prompt in prompts], [[] for _ in prompts]
     steps = draw_steps(session.sampling, _seeds(session, requests), model.device)
     cache, rows, fresh = DynamicCache(config=model.config), list(range(len(prompts))), input_ids
@@ -234,7 +238,7 @@ def stream_answer(model: Any, session: Session, request: Request, emit: Callable
         do_sample=False,
         max_new_tokens=session.room(len(prompt)),
         eos_token_id=list(session.stop_ids),
-        pad_token_id=session.tokenizer.pad_token_id or session.stop_ids[0],
+        pad_token_id=_pad_id(session),
     )
     steps = LogitsProcessorList(draw_steps(session.sampling, _seeds(session, [request]), model.device))
     settings: dict[str, Any] = {"generation_config": config, "logits_processor": steps}

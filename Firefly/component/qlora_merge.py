@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .adapter import FIREFLY
 from .checkpoint import keep_nf4_readable, load_causal_lm, nf4_config
 from .errors import UserError
 from .merge_check import greedy_answers
 from .prompt import IGNORE_INDEX, Messages, encode_conversations
+from .resolve import FIREFLY
 
 DIVERGENCE_POSITIONS = 512  # with 73,448 tokens of vocabulary, 150 MB of log-probabilities
 FEWEST_RECORDS = 8  # fewer held-out records than this say nothing about a difference of losses

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .errors import UserError
 
+FIREFLY = Path(__file__).resolve().parents[1]  # training runs inside it: relative paths that it wrote start there
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .adapter import find_base
+from .adapter import find_base, has_weights
 from .errors import UserError
 from .inference import DEFAULT_MAX_NEW_TOKENS, Completion, Request
 from .minicpm import is_minicpm
@@ -149,7 +149,7 @@ def parse_adapters(values: list[str]) -> dict[str, Path]:
         name = name or folder.resolve().name
         if not (folder / "adapter_config.json").exists():
             raise UserError(f"--adapter {value}：没有 adapter_config.json，不是 LoRA 适配器文件夹，请检查路径。")
-        if not any((folder / file).exists() for file in ("adapter_model.safetensors", "adapter_model.bin")):
+        if not has_weights(folder):
             raise UserError(f"--adapter {value}：没有权重 adapter_model.safetensors，请换一个训练完成的文件夹。")
         if name in adapters:
             raise UserError(f"--adapter {value}：名字 {name} 用了两次，请写成 名字=文件夹。")
